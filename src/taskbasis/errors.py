@@ -1,0 +1,108 @@
+"""Every error taskbasis raises on purpose, one family.
+
+    TaskbasisError
+    ├── UsageError          what was asked cannot mean anything (an option, a name, a number)
+    ├── SpaceError          weights, deltas, scores and masks combined in a way that has no meaning
+    ├── FileError           a file is missing, damaged, hostile or in the way
+    │   └── HeaderError     a tensor file whose header contradicts itself or the file
+    ├── MismatchError       tensors of two files do not fit together (names, shapes, dtypes)
+    │   └── BaseError       a task vector meets a base that it was not taken from
+    ├── ValueProblem        numbers that cannot be used (NaN, infinity, an empty collection)
+    ├── MemoryCapError      the work cannot be done within the memory that was granted
+    └── MissingExtraError   an optional package is needed; the message says what to install
+
+A message says what is wrong, where (file, tensor, shape), and what to do. The command line
+prints it as one sentence and exits with :attr:`TaskbasisError.exit_code`; nothing is half done.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class TaskbasisError(Exception):
+    """The root of the family; ``exit_code`` is what the command line exits with."""
+
+    exit_code = 1
+
+
+class UsageError(TaskbasisError):
+    """What was asked cannot mean anything: an option, a name or a number out of range."""
+
+    exit_code = 2
+
+
+class SpaceError(TaskbasisError):
+    """Two things were combined whose spaces do not allow it (see :mod:`taskbasis.spaces`)."""
+
+
+class FileError(TaskbasisError):
+    """A file or folder is missing, damaged, hostile or in the way."""
+
+
+class HeaderError(FileError):
+    """A tensor file's header contradicts itself or the file it stands in."""
+
+
+class MismatchError(TaskbasisError):
+    """Tensors of two files do not fit together."""
+
+
+class BaseError(MismatchError):
+    """A task vector meets a base that it was not taken from."""
+
+
+class ValueProblem(TaskbasisError):
+    """Numbers that cannot be used: NaN, infinity, an empty collection."""
+
+
+class MemoryCapError(TaskbasisError):
+    """The work cannot be done within the memory that was granted."""
+
+
+class MissingExtraError(TaskbasisError):
+    """An optional package is needed; the message says what to install."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint naming the closest known name, or listing what is known when none is close.
+
+    >>> nearest("autoencodr", ["autoencoder", "pca"])
+    "did you mean 'autoencoder'?"
+    >>> nearest("x", ["pca", "svd"])
+    'known: pca, svd'
+    """
+    choices = list(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(choices)
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional package, or say in one sentence what to install.
+
+    Args:
+        module: what to import.
+        extra: the extra of taskbasis that brings it.
+        purpose: what it is wanted for, as the start of the sentence.
+
+    Raises:
+        MissingExtraError: when the package is not installed.
+
+    >>> require("no_such_package", "torch", "reading .bin files")
+    Traceback (most recent call last):
+        ...
+    taskbasis.errors.MissingExtraError: reading .bin files needs the package 'no_such_package'; \
+install it with: pip install 'taskbasis[torch]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"{purpose} needs the package {error.name!r}; "
+            f"install it with: pip install 'taskbasis[{extra}]'"
+        ) from None
