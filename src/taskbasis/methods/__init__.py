@@ -1,0 +1,40 @@
+"""Ways to combine task vectors: one small file each, found by the registry.
+
+A method knows no files, devices, workers or architectures. It sees the deltas of T vectors over
+a stretch of one tensor, an array [T, n] of float32 (float64 for float64 tensors), and returns
+the merged delta [n].
+"""
+
+from __future__ import annotations
+
+from taskbasis.errors import UsageError, nearest
+from taskbasis.methods.average import Average
+from taskbasis.methods.base import Method
+from taskbasis.methods.magmax import MagMax
+from taskbasis.methods.task_arithmetic import TaskArithmetic
+from taskbasis.methods.ties import Ties
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (Average, MagMax, TaskArithmetic, Ties)
+}
+
+__all__ = ["METHODS", "Average", "MagMax", "Method", "TaskArithmetic", "Ties", "method"]
+
+
+def method(name: str, **options: float) -> Method:
+    """The method called ``name`` with the given options.
+
+    Raises:
+        UsageError: the name or an option is unknown; the message names the nearest.
+
+    >>> method("ties", density=0.3)
+    Ties(density=0.3)
+    """
+    if name not in METHODS:
+        raise UsageError(f"there is no method {name!r}; {nearest(name, METHODS)}")
+    known = [field for field in METHODS[name].__dataclass_fields__ if not field.startswith("_")]
+    for option in options:
+        if option not in known:
+            hint = nearest(option, known) if known else "it has none"
+            raise UsageError(f"method {name!r} has no option {option!r}; {hint}")
+    return METHODS[name](**options)

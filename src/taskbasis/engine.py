@@ -1,0 +1,178 @@
+"""Moves pieces of work through workers and hands the results back in order. No mathematics.
+
+Results come in the order of the items whatever the number of workers, and only a few are ever
+in flight, so folding them as they come gives the same bits for 1, 2 and 5 workers.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from taskbasis.errors import MemoryCapError, UsageError
+from taskbasis.progress import Progress, Silent, Tick
+from taskbasis.units import bytes_text
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_IN_FLIGHT = 3
+
+
+class Scratch:
+    """Arrays that one worker reuses from piece to piece, by name."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, NDArray[np.uint8]] = {}
+
+    def array(self, key: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """An uninitialised array whose memory is the same each time while it is large enough."""
+        wanted = np.dtype(dtype)
+        count = wanted.itemsize
+        for length in shape:
+            count *= length
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.size < count:
+            buffer = self._buffers[key] = np.empty(count, np.uint8)
+        return buffer[:count].view(wanted).reshape(shape)
+
+
+def available_workers() -> int:
+    """The processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How work is done: by how many workers, in how much memory, shown by what.
+
+    Attributes:
+        workers: threads; 1 works in the calling thread. Default: all processors.
+        memory: a cap in bytes on this process's resident memory; None for no cap.
+        progress: shows how far the work is.
+
+    Raises:
+        UsageError: fewer than one worker.
+
+    >>> squares = Engine(workers=2).map(lambda x, scratch: x * x, [1, 2, 3], int, "squaring")
+    >>> list(squares)
+    [1, 4, 9]
+    """
+
+    workers: int = field(default_factory=available_workers)
+    memory: int | None = None
+    progress: Progress = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UsageError(f"{self.workers} workers cannot do anything; use at least 1")
+
+    def within(self, per_worker: int, shared: int = 0) -> Engine:
+        """This engine with as many workers as its memory cap allows.
+
+        Args:
+            per_worker: bytes that each worker's buffers take.
+            shared: bytes that the work takes beside them.
+
+        Raises:
+            MemoryCapError: not even one worker fits; the message says how much is needed.
+        """
+        if self.memory is None:
+            return self
+        used = resident_bytes() + shared
+        fitting = (self.memory - used) // max(per_worker, 1)
+        if fitting < 1:
+            raise MemoryCapError(
+                f"a memory cap of {bytes_text(self.memory)} is too small: this work needs "
+                f"{bytes_text(used + per_worker)}, of which the program itself is "
+                f"{bytes_text(resident_bytes())}"
+            )
+        return Engine(min(self.workers, int(fitting)), self.memory, self.progress)
+
+    def map(
+        self,
+        work: Callable[[Item, Scratch], Result],
+        items: Sequence[Item],
+        size: Callable[[Item], int],
+        title: str,
+    ) -> Iterator[Result]:
+        """``work(item, scratch)`` for every item; results in the order of the items.
+
+        The first error ends the work: pieces not yet begun are dropped, those under way are
+        waited for, and the error is raised here.
+        """
+        raise_open_files_limit()
+        with self.progress.task(title, sum(map(size, items))) as tick:
+            if self.workers == 1 or len(items) == 1:
+                yield from _serial(work, items, size, tick)
+            else:
+                yield from _threads(self.workers, work, items, size, tick)
+
+
+def _serial(
+    work: Callable[[Item, Scratch], Result],
+    items: Sequence[Item],
+    size: Callable[[Item], int],
+    tick: Tick,
+) -> Iterator[Result]:
+    scratch = Scratch()
+    for item in items:
+        yield work(item, scratch)
+        tick(size(item))
+
+
+def _threads(
+    workers: int,
+    work: Callable[[Item, Scratch], Result],
+    items: Sequence[Item],
+    size: Callable[[Item], int],
+    tick: Tick,
+) -> Iterator[Result]:
+    local = threading.local()
+
+    def call(item: Item) -> Result:
+        if not hasattr(local, "scratch"):
+            local.scratch = Scratch()
+        return work(item, local.scratch)
+
+    pending: deque[tuple[Item, Future[Result]]] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="taskbasis")
+    try:
+        for item in items:
+            pending.append((item, pool.submit(call, item)))
+            if len(pending) >= workers * _IN_FLIGHT:
+                done, future = pending.popleft()
+                yield future.result()
+                tick(size(done))
+        for done, future in pending:
+            yield future.result()
+            tick(size(done))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def resident_bytes() -> int:
+    """The memory this process holds now; its peak where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def raise_open_files_limit() -> None:
+    """Allow as many open files as the system grants: hundreds of sharded checkpoints need it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

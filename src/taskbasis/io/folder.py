@@ -1,0 +1,133 @@
+"""Hugging Face folders: one weights file, or shards with an index."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from taskbasis.errors import FileError, HeaderError
+from taskbasis.io.safetensors import read_safetensors
+from taskbasis.io.tensors import TensorInfo, TensorStore
+from taskbasis.io.torchbin import read_torch
+
+Reader = Callable[[Path], TensorStore]
+
+SAFETENSORS = ".safetensors"
+TORCH = (".bin", ".pt", ".pth")
+WEIGHT_SUFFIXES = (SAFETENSORS, *TORCH, ".gguf", ".onnx", ".h5", ".msgpack", ".npz")
+INDEX_SUFFIX = ".index.json"
+_SINGLE = ("model", "pytorch_model")
+_NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin")
+
+
+def open_tensors(path: str | Path) -> TensorStore:
+    """Open a folder, a ``.safetensors`` file or a torch file; only headers are read.
+
+    Raises:
+        FileError: nothing readable is there, or it is ambiguous what to read.
+        HeaderError: a header or an index contradicts the files.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.exists():
+        raise FileError(f"{path}: no such file or folder")
+    return _reader(path)(path)
+
+
+def _reader(path: Path) -> Reader:
+    if path.suffix in TORCH:
+        return read_torch
+    if path.suffix == SAFETENSORS:
+        return read_safetensors
+    raise FileError(
+        f"{path}: is neither a folder, nor a {SAFETENSORS} file, nor a torch file "
+        f"({', '.join(TORCH)})"
+    )
+
+
+def _open_folder(folder: Path) -> TensorStore:
+    if (folder / "adapter_config.json").exists():
+        raise FileError(
+            f"{folder}: is a PEFT adapter; merge it into its model first, adapters are not read yet"
+        )
+    names = sorted(item.name for item in folder.iterdir())
+    for suffixes in ((SAFETENSORS,), TORCH):
+        indexes = [n for n in names if n.endswith(tuple(s + INDEX_SUFFIX for s in suffixes))]
+        files = [n for n in names if n.endswith(suffixes) and n not in _NOT_WEIGHTS]
+        if indexes:
+            return _open_index(folder, indexes, files)
+        if files:
+            return _open_single(folder, files)
+    raise FileError(
+        f"{folder}: holds no weights; expected model.safetensors, a *{SAFETENSORS}{INDEX_SUFFIX}, "
+        f"or pytorch_model.bin{'; found: ' + ', '.join(names[:8]) if names else ', it is empty'}"
+    )
+
+
+def _open_single(folder: Path, files: list[str]) -> TensorStore:
+    standard = [name for name in files if Path(name).stem in _SINGLE]
+    chosen = standard if len(standard) == 1 else files
+    if len(chosen) != 1:
+        raise FileError(
+            f"{folder}: holds {len(files)} weight files and no index ({', '.join(files[:6])}); "
+            "name the one that is meant, or add the index"
+        )
+    store = _reader(Path(chosen[0]))(folder / chosen[0])
+    return TensorStore(folder, store.infos, store.metadata, store.files)
+
+
+def _open_index(folder: Path, indexes: list[str], files: list[str]) -> TensorStore:
+    if len(indexes) > 1:
+        raise FileError(f"{folder}: holds {len(indexes)} indexes ({', '.join(indexes)}); keep one")
+    single = [n for n in files if n == indexes[0].removesuffix(INDEX_SUFFIX)]
+    if single:
+        raise FileError(
+            f"{folder}: holds both {single[0]} and {indexes[0]}; one of them is stale and loaders "
+            "differ in which they take. Remove one"
+        )
+    weight_map, metadata = _read_index(folder / indexes[0])
+    shards = {name: _open_shard(folder, indexes[0], name) for name in sorted(weight_map.values())}
+    infos: dict[str, TensorInfo] = {}
+    for name, shard in sorted(weight_map.items()):
+        if name not in shards[shard]:
+            raise HeaderError(f"{folder}: the index places {name!r} in {shard}, which lacks it")
+        infos[name] = shards[shard][name]
+    for shard, store in shards.items():
+        strangers = [name for name in store if weight_map.get(name) != shard]
+        if strangers:
+            raise HeaderError(
+                f"{folder / shard}: holds {len(strangers)} tensors that the index does not place "
+                f"there, e.g. {strangers[0]!r}"
+            )
+    first = next(iter(shards.values()))
+    paths = tuple(folder / name for name in shards)
+    return TensorStore(folder, infos, {**first.metadata, **metadata}, paths)
+
+
+def _open_shard(folder: Path, index: str, name: str) -> TensorStore:
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or "\\" in name or not parts.parts:
+        raise HeaderError(f"{folder / index}: names the file {name!r}, outside its folder")
+    path = folder / name
+    if not path.is_file():
+        raise FileError(f"{folder}: the shard {name} is missing, which {index} names")
+    return _reader(path)(path)
+
+
+def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise HeaderError(f"{path}: is not valid JSON: {error}") from None
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise HeaderError(f"{path}: has no weight_map")
+    if not all(isinstance(value, str) for value in weight_map.values()):
+        raise HeaderError(f"{path}: weight_map must map tensor names to file names")
+    own = content.get("metadata")
+    metadata = own if isinstance(own, dict) else {}
+    return weight_map, {key: value for key, value in metadata.items() if isinstance(value, str)}

@@ -1,0 +1,168 @@
+"""The safetensors format: read its header and refuse what cannot be vouched for; write one.
+
+    8 bytes   N, the header's length, little-endian
+    N bytes   JSON: {"name": {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {}}
+    the rest  the tensors' bytes, with neither holes nor overlaps
+
+The package ``safetensors`` reads through a memory map and hands out fresh arrays. The engine
+wants the offsets instead, to fill buffers it reuses; that is why the header is read here. What
+is written is checked against that package in the tests.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from taskbasis.errors import FileError, HeaderError
+from taskbasis.io.dtypes import BY_CODE, DType
+from taskbasis.io.tensors import FileBlob, TensorInfo, TensorStore
+
+HEADER_LIMIT = 100_000_000
+
+
+def read_safetensors(path: Path) -> TensorStore:
+    """Open one safetensors file; only its header is read.
+
+    Raises:
+        FileError: the file is missing or cannot be read.
+        HeaderError: the header and the file disagree, in a sentence naming the tensor.
+    """
+    raw, data_start, file_size = _header_bytes(path)
+    entries = _parse(path, raw)
+    metadata = _metadata(path, entries.pop("__metadata__", {}))
+    blob = FileBlob(path)
+    spans: list[tuple[int, int, str]] = []
+    infos: dict[str, TensorInfo] = {}
+    for name in sorted(entries):
+        dtype, shape, begin, end = _entry(path, name, entries[name])
+        info = TensorInfo(name, dtype, shape, blob, data_start + begin)
+        if info.nbytes != end - begin:
+            raise HeaderError(
+                f"{path}: tensor {name!r} of shape {list(shape)} and dtype {dtype.code} needs "
+                f"{info.nbytes} bytes, but its offsets span {end - begin}"
+            )
+        infos[name] = info
+        spans.append((begin, end, name))
+    _check_layout(path, spans, file_size - data_start)
+    return TensorStore(path, infos, metadata, (path,))
+
+
+def _header_bytes(path: Path) -> tuple[bytes, int, int]:
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            head = file.read(8)
+            if len(head) < 8:
+                raise HeaderError(f"{path}: {size} bytes are too few for a safetensors file")
+            (length,) = struct.unpack("<Q", head)
+            if length > HEADER_LIMIT:
+                raise HeaderError(
+                    f"{path}: the header claims {length} bytes, more than the format's limit of "
+                    f"{HEADER_LIMIT}; this is not a safetensors file, or it is damaged"
+                )
+            raw = file.read(length)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
+    if len(raw) < length:
+        raise HeaderError(
+            f"{path}: the header claims {length} bytes but the file ends after {len(raw)}; "
+            "it is truncated, copy it again"
+        )
+    return raw, 8 + length, size
+
+
+def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                raise HeaderError(f"{path}: the header names {key!r} twice")
+            found[key] = value
+        return found
+
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise HeaderError(f"{path}: the header is not valid JSON: {error}") from None
+    if not isinstance(entries, dict):
+        raise HeaderError(f"{path}: the header is not a JSON object")
+    return entries
+
+
+def _metadata(path: Path, value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise HeaderError(f"{path}: __metadata__ must map strings to strings")
+    return value
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...], int, int]:
+    if not name.isprintable():
+        raise HeaderError(f"{path}: tensor name {name!r} holds control characters")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise HeaderError(
+            f"{path}: tensor {name!r} must have exactly dtype, shape and data_offsets"
+        )
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in BY_CODE:
+        raise HeaderError(f"{path}: tensor {name!r} has the unknown dtype {code!r}")
+    if not isinstance(shape, list) or not all(map(_count, shape)):
+        raise HeaderError(f"{path}: tensor {name!r} has the impossible shape {shape!r}")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_count, offsets)):
+        raise HeaderError(f"{path}: tensor {name!r} has the impossible offsets {offsets!r}")
+    begin, end = offsets
+    if begin > end:
+        raise HeaderError(f"{path}: tensor {name!r} ends at {end}, before it begins at {begin}")
+    return BY_CODE[code], tuple(shape), begin, end
+
+
+def _check_layout(path: Path, spans: list[tuple[int, int, str]], available: int) -> None:
+    position = 0
+    for begin, end, name in sorted(spans):
+        if begin != position:
+            what = "overlaps the one before it" if begin < position else "leaves a hole before it"
+            raise HeaderError(f"{path}: tensor {name!r} begins at {begin} and {what}")
+        position = end
+    if position != available:
+        state = "truncated" if position > available else "longer than its header says"
+        raise HeaderError(
+            f"{path}: the header describes {position} bytes of tensors but {available} are "
+            f"there; the file is {state}"
+        )
+
+
+def make_header(
+    tensors: Iterable[tuple[str, DType, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, int]]:
+    """The bytes that open a safetensors file, and where each tensor's bytes then begin.
+
+    The tensors are laid out in the order given, after a header padded so that the data starts
+    at a multiple of 64 bytes.
+
+    >>> from taskbasis.io.dtypes import F32
+    >>> header, offsets = make_header([("a", F32, (2,)), ("b", F32, ())], {"format": "pt"})
+    >>> len(header) % 64, offsets["b"] - offsets["a"]
+    (0, 8)
+    """
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offsets: dict[str, int] = {}
+    position = 0
+    for name, dtype, shape in tensors:
+        end = position + TensorInfo(name, dtype, shape, _NOWHERE).nbytes
+        entries[name] = {"dtype": dtype.code, "shape": list(shape), "data_offsets": [position, end]}
+        offsets[name] = position
+        position = end
+    body = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    body += b" " * (-(len(body) + 8) % 64)
+    start = 8 + len(body)
+    return struct.pack("<Q", len(body)) + body, {name: start + at for name, at in offsets.items()}
+
+
+_NOWHERE = FileBlob(Path("nowhere"))

@@ -1,0 +1,32 @@
+"""MagMax: every entry from the vector that moved it most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskbasis.methods.base import Method, State
+
+
+@dataclass(frozen=True)
+class MagMax(Method):
+    """The entry of largest magnitude: ``merged_j = tau_{t*, j}``, ``t* = argmax_t |tau_{t, j}|``.
+
+    Entries of equal magnitude go to the later vector, as in the method's own code.
+
+    Source: Marczak et al., MagMax, ECCV 2024.
+
+    >>> MagMax().apply(np.array([[1.0, -2.0], [-3.0, 2.0]]), None)
+    array([-3.,  2.])
+    """
+
+    name: ClassVar[str] = "magmax"
+
+    def apply(self, deltas: NDArray[Any], state: State) -> NDArray[Any]:
+        merged = np.array(deltas[0])
+        for delta in deltas[1:]:
+            np.copyto(merged, delta, where=np.abs(delta) >= np.abs(merged))
+        return merged

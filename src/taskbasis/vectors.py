@@ -1,0 +1,352 @@
+"""The nouns people hold: checkpoints, task vectors and edited models, with their algebra.
+
+Building an expression reads headers only; ``save`` and ``tensors`` do the work.
+
+    base, math, code = Checkpoint("base"), Checkpoint("math"), Checkpoint("code")
+    merged = base + 0.4 * ((math - base) + (code - base))
+    merged.save("merged")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from numbers import Real
+from pathlib import Path
+from typing import Any, cast, overload
+
+from numpy.typing import NDArray
+
+from taskbasis import spaces, stored
+from taskbasis.difference import difference_leaf
+from taskbasis.digest import fingerprint, store_digests
+from taskbasis.engine import Engine
+from taskbasis.errors import UsageError
+from taskbasis.io.dtypes import floating
+from taskbasis.io.folder import open_tensors
+from taskbasis.io.tensors import TensorStore
+from taskbasis.io.writer import DEFAULT_SHARD
+from taskbasis.methods import Method, TaskArithmetic
+from taskbasis.recipe import Combination, Term
+from taskbasis.saving import Edit, Saved, model_in_memory, save_model, save_vector
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A model's named tensors on disk, opened lazily.
+
+    Args:
+        path: a Hugging Face folder (single file or shards with an index), a ``.safetensors``
+            file, or a torch ``.bin`` loaded with weights only.
+
+    Raises:
+        FileError: nothing readable is there. HeaderError: its header and files disagree.
+
+    >>> folder = getfixture("tiny_checkpoints")
+    >>> base = Checkpoint(folder / "base")
+    >>> sorted(base.store)
+    ['bias', 'steps', 'weight']
+    """
+
+    path: Path
+    store: TensorStore = field(repr=False)
+
+    def __init__(self, path: str | Path) -> None:
+        object.__setattr__(self, "path", Path(path))
+        object.__setattr__(self, "store", open_tensors(path))
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return store_digests(self.store, Engine())
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that name its tensors, however they are sharded; reads them once."""
+        return fingerprint(self._digests)
+
+    @overload
+    def __sub__(self, other: Checkpoint) -> TaskVector: ...
+    @overload
+    def __sub__(self, other: TaskVector) -> EditedModel: ...
+
+    def __sub__(self, other: Checkpoint | TaskVector) -> TaskVector | EditedModel:
+        if isinstance(other, Checkpoint):
+            return TaskVector(other, self)
+        return cast(EditedModel, EditedModel(self) - other)
+
+    def __add__(self, other: TaskVector) -> EditedModel:
+        return EditedModel(self) + other
+
+    __radd__ = __add__
+
+    def __mul__(self, other: object) -> Checkpoint:
+        spaces.combine(_space(self), "*", _space(other), str(self.path), _name(other))
+        return self  # pragma: no cover - the line above always raises
+
+    __rmul__ = __mul__
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskVector:
+    """The difference of two checkpoints, or a sum of such differences; nothing is read yet.
+
+    ``tau = theta_tuned - theta_base``, taken in float32 (float64 for float64 tensors) before any
+    rounding. Supports ``+``, ``-``, unary minus, multiplication by a number, and ``sum``.
+
+    Args:
+        pretrained: the base, or its path.
+        finetuned: the tuned model, or its path.
+        exclude: patterns of tensors to leave out on both sides.
+
+    Raises:
+        MismatchError: names or shapes differ. BaseError: two vectors have different bases.
+
+    Source: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023.
+
+    >>> folder = getfixture("tiny_checkpoints")
+    >>> math = TaskVector(folder / "base", folder / "math")
+    >>> code = TaskVector(folder / "base", folder / "code")
+    >>> both = math + code
+    >>> both.apply_to(folder / "base", scaling_coef=0.5).tensors()["bias"]
+    array([1. , 1.5], dtype=float32)
+    """
+
+    combination: Combination
+
+    def __init__(
+        self,
+        pretrained: str | Path | Checkpoint,
+        finetuned: str | Path | Checkpoint,
+        exclude: Sequence[str] = (),
+    ) -> None:
+        base, tuned = _checkpoint(pretrained), _checkpoint(finetuned)
+        leaf = difference_leaf(base.store, tuned.store, exclude)
+        object.__setattr__(self, "combination", Combination((Term(leaf),)))
+
+    @classmethod
+    def of(cls, combination: Combination) -> TaskVector:
+        """The task vector that a combination of leaves describes."""
+        vector = cls.__new__(cls)
+        object.__setattr__(vector, "combination", combination)
+        return vector
+
+    @classmethod
+    def open(cls, path: str | Path) -> TaskVector:
+        """A stored task vector.
+
+        Raises:
+            HeaderError: the file is not a task vector.
+        """
+        return cls.of(Combination((Term(stored.vector_leaf(open_tensors(path))),)))
+
+    def __add__(self, other: TaskVector | int) -> TaskVector:
+        if isinstance(other, int) and other == 0:  # what sum() starts with
+            return self
+        if not isinstance(other, TaskVector):
+            return cast(TaskVector, _mismatched(self, "+", other))
+        return TaskVector.of(self.combination + other.combination)
+
+    def __radd__(self, other: int) -> TaskVector:
+        if isinstance(other, int) and other == 0:
+            return self
+        return cast(TaskVector, _mismatched(other, "+", self))
+
+    def __sub__(self, other: TaskVector) -> TaskVector:
+        if not isinstance(other, TaskVector):
+            return cast(TaskVector, _mismatched(self, "-", other))
+        return self + (-other)
+
+    def __neg__(self) -> TaskVector:
+        return TaskVector.of(self.combination.scaled(-1.0))
+
+    def __mul__(self, factor: float) -> TaskVector:
+        if not isinstance(factor, Real):
+            return cast(TaskVector, _mismatched(self, "*", factor))
+        return TaskVector.of(self.combination.scaled(float(factor)))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> TaskVector:
+        return self * (1.0 / divisor)
+
+    def apply_to(self, base: str | Path | Checkpoint, scaling_coef: float = 1.0) -> EditedModel:
+        """The weights ``base + scaling_coef * self``, not computed yet."""
+        return EditedModel(_checkpoint(base)) + scaling_coef * self
+
+    def save(
+        self,
+        out: str | Path,
+        dtype: str = "float32",
+        *,
+        shard_size: int | None = DEFAULT_SHARD,
+        replace: bool = False,
+        engine: Engine | None = None,
+    ) -> Saved:
+        """Store it: a ``.safetensors`` file, or a folder of shards for any other name.
+
+        Tensors that equal the base's are not stored. The file is bound to the base's fingerprint.
+
+        Raises:
+            ValueProblem: a value is not finite. FileError: the destination is refused.
+        """
+        return save_vector(
+            self.combination,
+            out,
+            floating(dtype),
+            shard_size=shard_size,
+            replace_used=replace,
+            engine=engine or Engine(),
+        )
+
+    def __str__(self) -> str:
+        return self.combination.label
+
+
+@dataclass(frozen=True, eq=False)
+class EditedModel:
+    """Weights that are described but not computed: a checkpoint plus merged task vectors.
+
+    Attributes:
+        base: the checkpoint.
+        vectors: the T task vectors.
+        method: how they are merged; the sum unless said otherwise.
+        scale: lambda, what multiplies the merged delta.
+    """
+
+    base: Checkpoint
+    vectors: tuple[TaskVector, ...] = ()
+    method: Method = field(default_factory=TaskArithmetic)
+    scale: float = 1.0
+
+    def __add__(self, other: TaskVector) -> EditedModel:
+        spaces.combine("weights", "+", _space(other), str(self), _name(other))
+        return EditedModel(self.base, (self.delta + other if self.vectors else other,))
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Any:
+        spaces.combine("weights", "-", _space(other), str(self), _name(other))
+        if isinstance(other, TaskVector):
+            return self + (-other)
+        theirs = EditedModel(other) if isinstance(other, Checkpoint) else other
+        between = (
+            []
+            if self.base.store.files == theirs.base.store.files
+            else [TaskVector(theirs.base, self.base)]
+        )
+        parts = [*between, *([self.delta] if self.vectors else [])]
+        parts += [-theirs.delta] if theirs.vectors else []
+        return sum(parts[1:], parts[0]) if parts else TaskVector(theirs.base, self.base)
+
+    @property
+    def delta(self) -> TaskVector:
+        """What is added to the base, as one task vector; for linear methods only.
+
+        Raises:
+            UsageError: the method is not linear, so no sum of vectors equals it.
+        """
+        weights = self.method.weights(len(self.vectors))
+        if weights is None:
+            raise UsageError(
+                f"{self.method.name} is not linear: save the model, then take its difference"
+            )
+        scaled = [self.scale * float(w) * v for w, v in zip(weights, self.vectors, strict=True)]
+        return sum(scaled[1:], scaled[0])
+
+    def _edit(self) -> Edit:
+        vectors = tuple(vector.combination for vector in self.vectors)
+        return Edit(self.base.store, vectors, self.method, self.scale)
+
+    def save(
+        self,
+        out: str | Path,
+        dtype: str | None = None,
+        *,
+        shard_size: int | None = DEFAULT_SHARD,
+        replace: bool = False,
+        engine: Engine | None = None,
+    ) -> Saved:
+        """Write it as the base is laid out: a Hugging Face folder, or one ``.safetensors`` file.
+
+        Args:
+            out: where to.
+            dtype: of the float tensors; each tensor's own when None.
+            shard_size: bytes per weights file.
+            replace: whether a used folder may be replaced, whole.
+            engine: how the work is done.
+
+        Raises:
+            BaseError: a vector was taken from another base. ValueProblem: a value is not finite.
+        """
+        return save_model(
+            self._edit(),
+            out,
+            floating(dtype) if dtype else None,
+            shard_size=shard_size,
+            replace_used=replace,
+            engine=engine or Engine(),
+        )
+
+    def tensors(self, engine: Engine | None = None) -> dict[str, NDArray[Any]]:
+        """The weights as NumPy arrays in memory, for models small enough."""
+        return model_in_memory(self._edit(), engine or Engine())
+
+    def __str__(self) -> str:
+        return f"{self.base.path} + {', '.join(map(str, self.vectors)) or 'nothing'}"
+
+
+def merge(
+    base: str | Path | Checkpoint,
+    vectors: Iterable[TaskVector],
+    method: Method | None = None,
+    scale: float = 1.0,
+) -> EditedModel:
+    """The weights ``base + scale * method(vectors)``, not computed yet.
+
+    >>> from taskbasis.methods import Average
+    >>> folder = getfixture("tiny_checkpoints")
+    >>> vectors = [TaskVector(folder / "base", folder / name) for name in ("math", "code")]
+    >>> merge(folder / "base", vectors, Average()).tensors()["bias"]
+    array([1. , 1.5], dtype=float32)
+    """
+    return EditedModel(_checkpoint(base), tuple(vectors), method or TaskArithmetic(), scale)
+
+
+def analogy(plus: Iterable[TaskVector], minus: TaskVector) -> TaskVector:
+    """C + (B - A): the sum of ``plus`` less ``minus``, for a fourth task nobody trained.
+
+    Source: Ilharco et al., ICLR 2023.
+    """
+    vectors = list(plus)
+    if not vectors:
+        raise UsageError("an analogy needs at least one vector to add")
+    return sum(vectors[1:], vectors[0]) - minus
+
+
+def _checkpoint(value: str | Path | Checkpoint) -> Checkpoint:
+    return value if isinstance(value, Checkpoint) else Checkpoint(value)
+
+
+def _space(value: object) -> spaces.Space:
+    if isinstance(value, (Checkpoint, EditedModel)):
+        return "weights"
+    if isinstance(value, TaskVector):
+        return "delta"
+    if isinstance(value, Real):
+        return "number"
+    raise TypeError(f"{type(value).__name__} is neither weights, nor a task vector, nor a number")
+
+
+def _name(value: object) -> str:
+    return "" if isinstance(value, Real) else str(value)
+
+
+def _mismatched(left: object, operator: spaces.Operator, right: object) -> Any:
+    """Raise for two sides that do not combine; weights on the right know how to add a delta."""
+    if operator != "+" or not isinstance(right, (Checkpoint, EditedModel)):
+        spaces.combine(_space(left), operator, _space(right), _name(left), _name(right))
+    return NotImplemented
