@@ -75,14 +75,17 @@ class Plan:
     Attributes:
         merges: the tensors that are computed.
         copies: the base's tensors that are copied byte for byte.
-        vectors: T, the number of task vectors.
-        labels: what to call them.
+        combinations: the T task vectors.
     """
 
     merges: tuple[Merge, ...]
     copies: tuple[TensorInfo, ...]
-    vectors: int
-    labels: tuple[str, ...]
+    combinations: tuple[Combination, ...]
+
+    @property
+    def vectors(self) -> int:
+        """T, the number of task vectors."""
+        return len(self.combinations)
 
     @property
     def rows(self) -> int:
@@ -145,7 +148,7 @@ def make_plan(
     converted = [i for i in rest if dtype and i.dtype.mergeable and i.dtype != dtype]
     kept += [_conversion(info, len(combinations)) for info in converted]
     copies = tuple(info for info in rest if info not in converted)
-    return Plan(tuple(kept), copies, len(combinations), tuple(c.label for c in combinations))
+    return Plan(tuple(kept), copies, tuple(combinations))
 
 
 def _conversion(info: TensorInfo, count: int) -> Merge:

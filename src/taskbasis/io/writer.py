@@ -214,6 +214,11 @@ class Staged:
         for tensor in shard.tensors:
             self._places[tensor.name] = (descriptor, offsets[tensor.name], tensor.dtype)
 
+    @property
+    def hidden(self) -> Path:
+        """Where it stands until it is shown; what was written there can be read back."""
+        return self._hidden
+
     def dtype(self, name: str) -> DType:
         """The dtype that tensor ``name`` is stored in."""
         return self._places[name][2]

@@ -1,0 +1,231 @@
+"""How a basis is laid out in a file, and how it is read back.
+
+    atom.0:NAME, atom.1:NAME, ...   the atoms' tensors, in the stored dtype
+    basis.encoder, basis.decoder    codes, float64: [groups, N, M] and [groups, M, T], zero-padded
+    basis.addition, basis.gram      [groups, M] and [groups, N, N], float64
+    basis.error                     [groups, T] squared norm that each task loses, float64
+    metadata "taskbasis"            names, groups, options, base, version
+
+Random atoms are not stored: the seed is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskbasis import stored
+from taskbasis.basis.codes import Codes
+from taskbasis.engine import Engine
+from taskbasis.errors import HeaderError
+from taskbasis.io.dtypes import BY_CODE, F64, DType
+from taskbasis.io.noise import noise_tensor
+from taskbasis.io.tensors import TensorInfo, TensorStore
+from taskbasis.io.writer import OutputTensor, Staged
+from taskbasis.library.groups import Group
+from taskbasis.passes import Former, write
+from taskbasis.plan import Plan
+from taskbasis.recipe import Binding, Leaf
+
+ARRAYS = ("encoder", "decoder", "addition", "gram", "error")
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """All of a basis but its atoms' numbers.
+
+    Attributes:
+        names: the tasks.
+        shapes: of every tensor that any task changes.
+        groups: tensors that share codes.
+        base: what the tasks were taken from.
+        options: how it was made: method, normalize, granularity, seed and so on.
+        dtype: of the stored atoms; None when they are regenerated from the seed.
+    """
+
+    names: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    groups: tuple[Group, ...]
+    base: Binding
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dtype: DType | None = None
+
+    @property
+    def atoms(self) -> int:
+        """The largest number of atoms that any group has."""
+        return max((group.atoms for group in self.groups), default=0)
+
+    def group_of(self) -> dict[str, Group]:
+        """The group of every tensor."""
+        return {tensor: group for group in self.groups for tensor in group.tensors}
+
+
+def atom_key(index: int, tensor: str) -> str:
+    """The name under which an atom's tensor is stored.
+
+    >>> atom_key(2, "encoder.weight")
+    'atom.2:encoder.weight'
+    """
+    return f"atom.{index}:{tensor}"
+
+
+def layout(contents: Contents) -> list[OutputTensor]:
+    """Every tensor of the file, codes first."""
+    found = [
+        OutputTensor(f"basis.{name}", F64, array.shape)
+        for name, array in code_arrays(contents.groups).items()
+    ]
+    if contents.dtype is None:
+        return found
+    return found + [
+        OutputTensor(atom_key(index, tensor), contents.dtype, contents.shapes[tensor])
+        for index in range(contents.atoms)
+        for group in contents.groups
+        for tensor in (group.tensors if index < group.atoms else ())
+    ]
+
+
+def code_arrays(groups: Sequence[Group]) -> dict[str, NDArray[np.float64]]:
+    """The groups' codes as arrays with a leading axis of groups, padded with zeros."""
+    parts = [
+        {
+            "encoder": group.codes.encoder,
+            "decoder": group.codes.decoder,
+            "addition": group.codes.addition,
+            "gram": group.gram,
+            "error": group.error,
+        }
+        for group in groups
+    ]
+    return {name: _padded([part[name] for part in parts]) for name in ARRAYS}
+
+
+def _padded(arrays: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    shape = tuple(np.max([array.shape for array in arrays], axis=0))
+    found = np.zeros((len(arrays), *shape))
+    for row, array in zip(found, arrays, strict=True):
+        row[tuple(slice(length) for length in array.shape)] = array
+    return found
+
+
+def record(contents: Contents) -> dict[str, str]:
+    """The metadata of the file."""
+    return stored.encode(
+        stored.BASIS,
+        {
+            "names": list(contents.names),
+            "shapes": {name: list(shape) for name, shape in contents.shapes.items()},
+            "groups": [
+                {
+                    "name": group.name,
+                    "tensors": list(group.tensors),
+                    "atoms": group.atoms,
+                    "mean_atom": group.codes.mean_atom,
+                }
+                for group in contents.groups
+            ],
+            "options": dict(contents.options),
+            "dtype": contents.dtype.code if contents.dtype else None,
+            "base": stored.encode_binding(contents.base),
+        },
+    )
+
+
+def parse(store: TensorStore) -> Contents:
+    """Read a basis back; its atoms are left on the disk.
+
+    Raises:
+        HeaderError: the file is not a basis, or its parts do not fit together.
+    """
+    content = stored.decode(store)
+    if content is None or content["kind"] != stored.BASIS:
+        raise HeaderError(f"{store.path}: is not a basis; make one with 'taskbasis basis fit'")
+    try:
+        contents = _parse(store, content)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise HeaderError(f"{store.path}: its record is damaged ({error!r})") from None
+    for expected in layout(contents):
+        found = store.infos.get(expected.name)
+        if found is None or (found.dtype, found.shape) != (expected.dtype, expected.shape):
+            raise HeaderError(
+                f"{store.path}: tensor {expected.name!r} is missing or not "
+                f"{expected.dtype.name} of shape {list(expected.shape)}"
+            )
+    return contents
+
+
+def _parse(store: TensorStore, content: Mapping[str, Any]) -> Contents:
+    arrays = {name: store.infos[f"basis.{name}"].load() for name in ARRAYS}
+    if not all(np.all(np.isfinite(array)) for array in arrays.values()):
+        raise ValueError("codes that are not finite")
+    groups = tuple(
+        _group(entry, {name: array[number] for name, array in arrays.items()})
+        for number, entry in enumerate(content["groups"])
+    )
+    shapes = {name: tuple(map(int, shape)) for name, shape in content["shapes"].items()}
+    dtype = content["dtype"]
+    return Contents(
+        tuple(map(str, content["names"])),
+        {tensor: shapes[tensor] for group in groups for tensor in group.tensors},
+        groups,
+        stored.decode_binding(store, content),
+        dict(content["options"]),
+        BY_CODE[dtype] if dtype else None,
+    )
+
+
+def _group(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float64]]) -> Group:
+    atoms = int(entry["atoms"])
+    codes = Codes(
+        arrays["encoder"][:, :atoms],
+        arrays["decoder"][:atoms],
+        arrays["addition"][:atoms],
+        bool(entry["mean_atom"]),
+    )
+    return Group(
+        str(entry["name"]),
+        tuple(map(str, entry["tensors"])),
+        codes,
+        arrays["gram"],
+        arrays["error"],
+    )
+
+
+def noise_leaf(index: int, seed: int, shapes: Mapping[str, tuple[int, ...]], base: Binding) -> Leaf:
+    """The ``index``-th seeded random vector, as something that can be read."""
+    infos = {name: noise_tensor(name, shape, seed, index) for name, shape in shapes.items()}
+    return Leaf(f"noise {index} of seed {seed}", infos, False, base)
+
+
+def atom_leaves(store: TensorStore, contents: Contents) -> list[Leaf]:
+    """The stored atoms as leaves, with the model's tensor names."""
+    leaves = []
+    for index in range(contents.atoms):
+        infos = {
+            tensor: _renamed(store.infos[atom_key(index, tensor)], tensor)
+            for group in contents.groups
+            for tensor in (group.tensors if index < group.atoms else ())
+        }
+        label = f"atom {index} of {store.path}"
+        leaves.append(Leaf(label, infos, False, contents.base, store.files))
+    return leaves
+
+
+def _renamed(info: TensorInfo, name: str) -> TensorInfo:
+    return TensorInfo(name, info.dtype, info.shape, info.blob, info.offset)
+
+
+def write_atoms(
+    plan: Plan, staged: Staged, contents: Contents, former: Former, engine: Engine
+) -> None:
+    """Write the atoms that ``former`` makes of the plan's vectors, all in one pass."""
+    groups = contents.group_of()
+    names = {
+        tensor: [atom_key(index, tensor) for index in range(group.atoms)]
+        for tensor, group in groups.items()
+    }
+    write(plan, staged, former, names.__getitem__, False, engine)

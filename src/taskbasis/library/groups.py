@@ -1,0 +1,118 @@
+"""Groups of tensors that share one set of codes: the whole model, a layer, or a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskbasis.basis.codes import Codes
+from taskbasis.errors import UsageError, nearest
+
+Granularity = Literal["model", "layer", "tensor"]
+
+
+def group_name(tensor: str, granularity: Granularity) -> str:
+    """The group a tensor belongs to.
+
+    A layer is everything under one number of a repeated block; a tensor outside any block forms
+    a group with those of its own module.
+
+    >>> group_name("model.layers.3.mlp.up.weight", "layer")
+    'model.layers.3'
+    >>> group_name("model.norm.weight", "layer"), group_name("model.norm.weight", "model")
+    ('model.norm', 'model')
+
+    Raises:
+        UsageError: the granularity is not one of model, layer and tensor.
+    """
+    if granularity == "tensor":
+        return tensor
+    if granularity == "model":
+        return "model"
+    if granularity != "layer":
+        known = get_args(Granularity)
+        raise UsageError(f"granularity {granularity!r} is unknown; {nearest(granularity, known)}")
+    parts = tensor.split(".")
+    for position, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: position + 1])
+    return ".".join(parts[:-1]) or tensor
+
+
+def group_tensors(tensors: Iterable[str], granularity: Granularity) -> dict[str, list[str]]:
+    """Group names, in order of appearance, with their tensors."""
+    groups: dict[str, list[str]] = {}
+    for tensor in tensors:
+        groups.setdefault(group_name(tensor, granularity), []).append(tensor)
+    return groups
+
+
+def group_grams(
+    grams: Mapping[str, NDArray[np.float64]], groups: Mapping[str, Sequence[str]]
+) -> list[NDArray[np.float64]]:
+    """One Gram matrix per group: the sum of its tensors', in order."""
+    return [
+        np.asarray(np.sum([grams[tensor] for tensor in tensors], axis=0))
+        for tensors in groups.values()
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """A group with its codes.
+
+    Attributes:
+        name, tensors: of the group.
+        codes: encoder, decoder and addition weights; M may differ from group to group.
+        gram: [N, N] inner products within the group: of the T tasks, then of seeded noise.
+        error: [T] squared norm of what each task loses in the group.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    codes: Codes = field(repr=False)
+    gram: NDArray[np.float64] = field(repr=False)
+    error: NDArray[np.float64] = field(repr=False)
+
+    @property
+    def atoms(self) -> int:
+        """M, the number of atoms."""
+        return int(self.codes.decoder.shape[0])
+
+
+def relative_errors(groups: Sequence[Group]) -> NDArray[np.float64]:
+    """Per task, the norm of what is lost over the norm of its vector; 0 for a zero vector."""
+    squares = np.sum([np.diag(group.gram)[: len(group.error)] for group in groups], axis=0)
+    lost = np.sum([group.error for group in groups], axis=0)
+    return np.asarray(np.sqrt(np.divide(lost, squares, out=np.zeros_like(lost), where=squares > 0)))
+
+
+def sum_cosines(groups: Sequence[Group]) -> tuple[float, float]:
+    """Cosines to the sum of all vectors: of the sum of atoms, and of the sum recovered.
+
+    Both follow from the Gram matrices: an atom sum is ``V a`` with ``a = B addition`` and a
+    recovered sum ``V b`` with ``b = B W 1``.
+    """
+    found = []
+    for of_atoms in (True, False):
+        inner = size = full = 0.0
+        for group in groups:
+            codes, tasks = group.codes, group.codes.tasks
+            weights = codes.addition if of_atoms else codes.decoder @ np.ones(tasks)
+            made = codes.encoder @ weights
+            whole = np.concatenate([np.ones(tasks), np.zeros(len(made) - tasks)])
+            inner += float(made @ group.gram @ whole)
+            size += float(made @ group.gram @ made)
+            full += float(whole @ group.gram @ whole)
+        found.append(inner / np.sqrt(size * full) if size > 0 and full > 0 else 0.0)
+    return float(found[0]), float(found[1])
+
+
+def squared_losses(gram: NDArray[np.float64], codes: Codes) -> NDArray[np.float64]:
+    """[T] squared norms of ``V (B W - [I; 0])``, column by column."""
+    error = codes.encoder @ codes.decoder - np.eye(len(gram), codes.tasks)
+    return np.asarray(np.clip(np.einsum("nt,nm,mt->t", error, gram, error), 0.0, None))

@@ -1,0 +1,127 @@
+"""Growing a basis by a task, from what is stored and the new vector alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskbasis.basis import Construction, resolve_size
+from taskbasis.engine import Engine
+from taskbasis.errors import UsageError
+from taskbasis.io.writer import Staged
+from taskbasis.library.basis import Basis
+from taskbasis.library.design import Design, Size
+from taskbasis.library.file import Contents, code_arrays, layout, record, write_atoms
+from taskbasis.library.fit import Grams, solve_group, without_unchanged
+from taskbasis.library.groups import Group, group_tensors
+from taskbasis.passes import Linear, gram_by_tensor
+from taskbasis.plan import make_plan
+from taskbasis.saving import common_base
+from taskbasis.vectors import TaskVector
+
+
+def update(
+    basis: Basis,
+    name: str,
+    vector: TaskVector,
+    out: str | Path,
+    k: Size = None,
+    *,
+    replace_used: bool = False,
+    engine: Engine | None = None,
+) -> Basis:
+    """Add a task to a basis from the stored atoms and the new vector alone.
+
+    Atoms and new vector are recompressed: with D the coordinates of the T old (recovered) tasks
+    and the new one in ``[atoms, new]``, and G the Gram matrix of those, the construction is
+    solved on ``D' G D`` and the new atoms are ``[atoms, new] D B``. What old tasks lose adds up
+    over updates; the errors that are stored are upper bounds (triangle inequality).
+
+    Args:
+        k: the size of the new basis; by default as many atoms as before.
+
+    Raises:
+        UsageError: the name is taken, or the basis has no atoms of its own to recompress.
+    """
+    engine = engine or Engine()
+    contents, options = basis.contents, basis.contents.options
+    if name in basis.names:
+        raise UsageError(f"{basis.path} already holds a task {name!r}; choose another name")
+    if contents.dtype is None:
+        raise UsageError(f"{basis.path} is a random basis, which has no atoms to recompress")
+    design = Design.recorded(options, contents.atoms if k is None else k)
+    kind = design.construction()
+    sources = [basis.atom(index).combination for index in range(contents.atoms)]
+    fresh = without_unchanged(vector.combination, engine)
+    base = common_base([fresh, *sources], engine)
+    plan = make_plan([*sources, fresh], None, base.store)
+    shapes = {merge.name: merge.shape for merge in plan.merges}
+    grams = gram_by_tensor(plan, engine)
+    groups, encoders = _grow(contents, shapes, grams, kind, design)
+    grown = Contents(
+        (*basis.names, name),
+        shapes,
+        tuple(groups),
+        base,
+        {**options, "updates": int(options.get("updates", 0)) + 1},
+        contents.dtype,
+    )
+    with Staged(
+        out,
+        layout(grown),
+        record(grown),
+        replace=replace_used,
+        inputs=[f for comb in (*sources, fresh) for leaf in comb.leaves for f in leaf.files],
+        stem="basis",
+    ) as staged:
+        write_atoms(plan, staged, grown, Linear(lambda tensor: encoders[tensor].T), engine)
+        for key, array in code_arrays(groups).items():
+            staged.write_array(f"basis.{key}", array)
+        staged.commit()
+    return Basis.open(out)
+
+
+def _grow(
+    contents: Contents,
+    shapes: Mapping[str, tuple[int, ...]],
+    grams: Grams,
+    kind: Construction,
+    design: Design,
+) -> tuple[list[Group], dict[str, NDArray[np.float64]]]:
+    """The grown groups, and per tensor the encoder of the new atoms over [atoms, new]."""
+    groups, encoders = [], {}
+    old = {group.name: group for group in contents.groups}
+    tasks = len(contents.names)
+    for name, tensors in group_tensors(shapes, design.granularity).items():
+        summed = np.sum([grams[tensor] for tensor in tensors], axis=0)
+        group, encoder = _grow_group(name, tensors, summed, old.get(name), tasks, kind, design)
+        groups.append(group)
+        encoders.update(dict.fromkeys(tensors, encoder))
+    return groups, encoders
+
+
+def _grow_group(
+    name: str,
+    tensors: Sequence[str],
+    gram: NDArray[np.float64],
+    old: Group | None,
+    tasks: int,
+    kind: Construction,
+    design: Design,
+) -> tuple[Group, NDArray[np.float64]]:
+    sources = len(gram) - 1
+    coordinates = np.zeros((sources + 1, tasks + 1))
+    coordinates[-1, -1] = 1.0
+    known, before = np.zeros((tasks, tasks)), np.zeros(tasks)
+    if old is not None:
+        coordinates[: old.atoms, :tasks] = old.codes.decoder
+        known, before = old.gram[:tasks, :tasks], old.error[:tasks]
+    joint = coordinates.T @ gram @ coordinates
+    size = resolve_size(design.k, tasks + 1, joint, kind, design.normalize)
+    codes, lost = solve_group(joint, kind, design, size, tasks + 1)
+    lost[:tasks] = (np.sqrt(before) + np.sqrt(lost[:tasks])) ** 2
+    joint[:tasks, :tasks] = known  # what the originals were, not what is left of them
+    return Group(name, tuple(tensors), codes, joint, lost), coordinates @ codes.encoder
