@@ -1,5 +1,73 @@
-"""Task vectors as first-class things."""
+"""Task vectors as first-class things: extract, store, build a basis, add, negate, evaluate.
+
+    base = Checkpoint("base")
+    merged = base + 0.4 * (TaskVector(base, "math") + TaskVector(base, "code"))
+    merged.save("merged")
+
+Names are imported when they are first used, so that importing taskbasis costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from taskbasis._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from taskbasis.engine import Engine
+    from taskbasis.errors import TaskbasisError
+    from taskbasis.evaluate import Task, search_addition, search_negation
+    from taskbasis.library import Basis, Design, fit, update
+    from taskbasis.methods import method
+    from taskbasis.progress import Bar
+    from taskbasis.vectors import Checkpoint, EditedModel, TaskVector, analogy, merge
+
+_HOMES = {
+    "Bar": "progress",
+    "Basis": "library",
+    "Checkpoint": "vectors",
+    "Design": "library",
+    "EditedModel": "vectors",
+    "Engine": "engine",
+    "Task": "evaluate",
+    "TaskVector": "vectors",
+    "TaskbasisError": "errors",
+    "analogy": "vectors",
+    "fit": "library",
+    "merge": "vectors",
+    "method": "methods",
+    "search_addition": "evaluate",
+    "search_negation": "evaluate",
+    "update": "library",
+}
+
+__all__ = [
+    "Bar",
+    "Basis",
+    "Checkpoint",
+    "Design",
+    "EditedModel",
+    "Engine",
+    "Task",
+    "TaskVector",
+    "TaskbasisError",
+    "__version__",
+    "analogy",
+    "fit",
+    "merge",
+    "method",
+    "search_addition",
+    "search_negation",
+    "update",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"taskbasis.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'taskbasis' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,31 +14,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from taskbasis.errors import UsageError, ValueProblem, nearest
+from taskbasis.units import bytes_text
 
 Extra = float | int | str
 
 _FORMAT = "taskbasis.report"
 _VERSION = 1
-_UNITS = ("kB", "MB", "GB", "TB", "PB")
-
-
-def bytes_text(count: int) -> str:
-    """A number of bytes for people, in decimal units (1 kB = 1000 bytes).
-
-    Raises:
-        UsageError: the number is negative.
-
-    >>> bytes_text(123456), bytes_text(7), bytes_text(999_999)
-    ('123.5 kB', '7 B', '1.0 MB')
-    """
-    if count < 0:
-        raise UsageError(f"a size of {count} bytes has no meaning; give 0 or more")
-    if count < 1000:
-        return f"{count} B"
-    value, unit = count / 1000, 0
-    while round(value, 1) >= 1000 and unit < len(_UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{value:.1f} {_UNITS[unit]}"
 
 
 @dataclass(frozen=True)
@@ -212,8 +193,10 @@ class Report:
 
     def to_json(self) -> str:
         """The report as JSON text, one row a line; :meth:`from_json` gives it back exactly."""
-        rows = [json.dumps({**asdict(r), "extras": dict(r.extras)}, sort_keys=True, allow_nan=False)
-                for r in self.rows]
+        rows = [
+            json.dumps({**asdict(r), "extras": dict(r.extras)}, sort_keys=True, allow_nan=False)
+            for r in self.rows
+        ]
         head = f'{{"format": "{_FORMAT}", "version": {_VERSION}, "rows": ['
         return head + ("\n  " + ",\n  ".join(rows) + "\n" if rows else "") + "]}\n"
 

@@ -2,7 +2,7 @@
 
 from taskbasis.library.basis import Basis
 from taskbasis.library.design import Design
-from taskbasis.library.fit import fit
-from taskbasis.library.update import update
+from taskbasis.library.fitting import fit
+from taskbasis.library.growing import update
 
 __all__ = ["Basis", "Design", "fit", "update"]

@@ -15,7 +15,7 @@ from taskbasis.io.writer import Staged
 from taskbasis.library.basis import Basis
 from taskbasis.library.design import Design, Size
 from taskbasis.library.file import Contents, code_arrays, layout, record, write_atoms
-from taskbasis.library.fit import Grams, solve_group, without_unchanged
+from taskbasis.library.fitting import Grams, solve_group, without_unchanged
 from taskbasis.library.groups import Group, group_tensors
 from taskbasis.passes import Linear, gram_by_tensor
 from taskbasis.plan import make_plan

@@ -1,0 +1,5 @@
+"""``python -m taskbasis``."""
+
+from taskbasis.cli import main
+
+main()

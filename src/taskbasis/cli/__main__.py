@@ -1,0 +1,5 @@
+"""``python -m taskbasis.cli``."""
+
+from taskbasis.cli import main
+
+main()

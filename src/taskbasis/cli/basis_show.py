@@ -1,0 +1,42 @@
+"""What a basis looks like in words."""
+
+from __future__ import annotations
+
+import click
+
+from taskbasis.cli.options import print_table
+from taskbasis.library.basis import Basis
+from taskbasis.units import bytes_text
+
+
+def show_basis(basis: Basis) -> None:
+    """Print what a basis holds, what it saves, and what each task loses."""
+    contents = basis.contents
+    options = contents.options
+    saved = 1 - basis.nbytes / basis.full_nbytes if basis.full_nbytes else 0.0
+    click.echo(
+        f"{basis.path}: a basis of {len(basis.names)} tasks in {contents.atoms} atoms "
+        f"({options.get('method')}, {options.get('granularity')} codes, "
+        f"normalize {options.get('normalize')})"
+    )
+    click.echo(f"base {contents.base.name} (fingerprint {contents.base.fingerprint})")
+    click.echo(
+        f"{bytes_text(basis.nbytes)} instead of {bytes_text(basis.full_nbytes)}: {saved:.1%} saved"
+    )
+    atoms, recovered = basis.sum_cosines
+    click.echo(
+        f"cosine to the sum of all vectors: {atoms:.4f} for the sum of atoms, "
+        f"{recovered:.4f} for the recovered sum"
+    )
+    bound = " (upper bound)" if options.get("updates") else ""
+    norms, errors = basis.norms, basis.errors
+    rows = [
+        [
+            name,
+            f"{norms[name]:.4g}",
+            f"{errors[name]:.4f}",
+            "dropped" if basis.dropped(name) else "",
+        ]
+        for name in basis.names
+    ]
+    print_table("", ["task", "norm", f"relative error{bound}", ""], rows)

@@ -1,0 +1,174 @@
+"""Options that several verbs share, and what they say when the work is done."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from taskbasis.units import bytes_text, parse_bytes
+
+if TYPE_CHECKING:
+    from taskbasis.engine import Engine
+    from taskbasis.saving import Saved
+    from taskbasis.vectors import EditedModel, TaskVector
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LOSS_WORTH_A_WARNING = 0.1
+
+
+class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number of bytes: 800MB, 5GB, 512MiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return value if isinstance(value, int) else parse_bytes(value)
+
+
+def engine_options(function: F) -> F:
+    """Add --workers, --memory and --quiet, and pass an ``engine``."""
+
+    @click.option("-j", "--workers", type=click.IntRange(1), help="Threads. [default: all cores]")
+    @click.option("--memory", type=Size(), help="Cap on resident memory, e.g. 1GiB.")
+    @click.option("-q", "--quiet", is_flag=True, help="No progress, no report.")
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any, workers: int | None, memory: int | None, quiet: bool, **kwargs: Any
+    ) -> Any:
+        return function(*args, engine=make_engine(workers, memory, quiet), quiet=quiet, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def make_engine(workers: int | None, memory: int | None, quiet: bool) -> Engine:
+    """An engine as the options say; the bar is shown to people, not to pipes."""
+    from taskbasis.engine import Engine, available_workers
+    from taskbasis.progress import Bar, Silent
+
+    shown = not quiet and sys.stderr.isatty()
+    return Engine(workers or available_workers(), memory, Bar() if shown else Silent())
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a verb writes, how, and what it says of it."""
+
+    path: str
+    dtype: str | None
+    shard_size: int
+    replace: bool
+    engine: Engine
+    quiet: bool
+
+    def write_model(self, model: EditedModel) -> None:
+        """Write weights and report."""
+        self._report(
+            model.save(
+                self.path,
+                self.dtype,
+                shard_size=self.shard_size,
+                replace=self.replace,
+                engine=self.engine,
+            )
+        )
+
+    def write_vector(self, vector: TaskVector) -> None:
+        """Write a task vector and report."""
+        self._report(
+            vector.save(
+                self.path,
+                self.dtype or "float32",
+                shard_size=self.shard_size,
+                replace=self.replace,
+                engine=self.engine,
+            )
+        )
+
+    def _report(self, saved: Saved) -> None:
+        """Say what was written and what became of every tensor."""
+        if saved.lost > LOSS_WORTH_A_WARNING:
+            warn(f"{saved.lost:.0%} of the update is lost to rounding; --dtype float32 keeps it")
+        if not self.quiet:
+            counts = ", ".join(
+                f"{len(names)} {rule}" for rule, names in saved.rules.items() if names
+            )
+            click.echo(f"wrote {saved.path}: {bytes_text(saved.nbytes)}; tensors: {counts}")
+            click.echo(
+                f"norm of the delta {saved.norm:.6g}, of which rounding took {saved.lost:.3%}"
+            )
+
+
+def output_options(dtype_help: str) -> Callable[[F], F]:
+    """Add -o, --dtype, --out-shard-size, --replace and the engine's; pass them as ``output``."""
+
+    def decorate(function: F) -> F:
+        @click.option("-o", "--out", required=True, help="Where to write.")
+        @click.option("--dtype", help=dtype_help)
+        @click.option(
+            "--out-shard-size",
+            type=Size(),
+            default="5GB",
+            show_default=True,
+            help="Largest weights file; 5B means 5 billion bytes.",
+        )
+        @click.option("--replace", is_flag=True, help="Replace what stands at --out, whole.")
+        @engine_options
+        @functools.wraps(function)
+        def wrapped(
+            *args: Any,
+            out: str,
+            dtype: str | None,
+            out_shard_size: int,
+            replace: bool,
+            engine: Engine,
+            quiet: bool,
+            **kwargs: Any,
+        ) -> Any:
+            output = Output(out, dtype, out_shard_size, replace, engine, quiet)
+            return function(*args, output=output, **kwargs)
+
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
+
+
+model_output = output_options(
+    "Of the float tensors: float32, float16, bfloat16. [default: as in the base]"
+)
+vector_output = output_options("Stored as float32, float16 or bfloat16. [default: float32]")
+scale_option = click.option(
+    "--scale", type=float, default=1.0, show_default=True, help="Lambda, on the whole sum."
+)
+exclude_option = click.option(
+    "--exclude", multiple=True, help="Leave out tensors matching this pattern; may be repeated."
+)
+tasks_option = click.option(
+    "--tasks", "spec", required=True, help="digits:FOLDER, or package.module:attribute."
+)
+
+
+def warn(text: str) -> None:
+    """A sentence on the error stream."""
+    click.echo(f"warning: {text}", err=True)
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on the standard output; the first column is left-aligned, numbers right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)
+    console.print(table)

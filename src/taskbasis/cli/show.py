@@ -1,0 +1,63 @@
+"""taskbasis show"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from taskbasis.cli.options import engine_options, print_table
+from taskbasis.units import bytes_text
+
+if TYPE_CHECKING:
+    from taskbasis.engine import Engine
+    from taskbasis.io.tensors import TensorStore
+
+
+@click.command()
+@click.argument("path")
+@click.option("--tensors", is_flag=True, help="List every tensor.")
+@click.option("--fingerprint", is_flag=True, help="Read the tensors and print their fingerprint.")
+@engine_options
+def show(path: str, tensors: bool, fingerprint: bool, engine: Engine, quiet: bool) -> None:
+    """What is this file or folder? Only headers are read, unless --fingerprint is asked."""
+    from taskbasis.io.folder import open_tensors
+    from taskbasis.library.basis import Basis
+    from taskbasis.library.resolve import open_any
+    from taskbasis.vectors import TaskVector
+
+    found = open_any(path)
+    store = open_tensors(path)
+    if isinstance(found, Basis):
+        from taskbasis.cli.basis_show import show_basis
+
+        show_basis(found)
+    elif isinstance(found, TaskVector):
+        bound = found.combination.leaves[0].base
+        click.echo(f"{path}: a task vector of {bound.name} (fingerprint {bound.fingerprint})")
+        _summary(store)
+    else:
+        click.echo(f"{path}: a checkpoint")
+        _summary(store)
+    if fingerprint:
+        from taskbasis.digest import fingerprint as combine
+        from taskbasis.digest import store_digests
+
+        click.echo(f"fingerprint {combine(store_digests(store, engine))}")
+    if tensors:
+        rows = [
+            [i.name, i.dtype.name, str(list(i.shape)), bytes_text(i.nbytes)] for i in store.values()
+        ]
+        print_table("", ["tensor", "dtype", "shape", "size"], rows)
+
+
+def _summary(store: TensorStore) -> None:
+    by_dtype: dict[str, int] = {}
+    for info in store.values():
+        by_dtype[info.dtype.name] = by_dtype.get(info.dtype.name, 0) + 1
+    kinds = ", ".join(f"{count} {name}" for name, count in sorted(by_dtype.items()))
+    files = f"{len(store.files)} file{'s' if len(store.files) != 1 else ''}"
+    click.echo(
+        f"{len(store)} tensors ({kinds}), {store.size:,} numbers, "
+        f"{bytes_text(store.nbytes)} in {files}"
+    )

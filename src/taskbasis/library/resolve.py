@@ -1,0 +1,92 @@
+"""From what people type to vectors: a vector file, a tuned checkpoint, or LIB:NAME."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from taskbasis import stored
+from taskbasis.errors import FileError, UsageError
+from taskbasis.io.folder import open_tensors
+from taskbasis.library.basis import Basis
+from taskbasis.vectors import Checkpoint, TaskVector
+
+
+def open_vector(
+    spec: str, base: Checkpoint | None = None, exclude: Sequence[str] = ()
+) -> TaskVector:
+    """The task vector that ``spec`` names.
+
+    Args:
+        spec: a stored task vector; a fine-tuned checkpoint, whose delta to ``base`` is meant; or
+            ``LIB:NAME``, a task of a basis.
+        base: what checkpoints were fine-tuned from.
+        exclude: patterns of tensors to leave out when a checkpoint is compared.
+
+    Raises:
+        UsageError: a checkpoint without a base, or a basis without the name of a task.
+        FileError: nothing readable is there.
+    """
+    library, colon, task = spec.rpartition(":")
+    if colon and not Path(spec).exists() and Path(library).exists():
+        return Basis.open(library)[task]
+    store = open_tensors(spec)
+    record = stored.decode(store)
+    if record is not None and record["kind"] == stored.VECTOR:
+        return TaskVector.open(spec)
+    if record is not None:
+        names = ", ".join(record["names"][:4])
+        raise UsageError(f"{spec} is a basis; name one of its tasks as {spec}:NAME ({names}, ...)")
+    if base is None:
+        raise UsageError(
+            f"{spec} is a checkpoint, not a task vector; pass its base with --base, or extract "
+            "the vector first"
+        )
+    return TaskVector(base, spec, exclude)
+
+
+def task_name(spec: str) -> tuple[str, str]:
+    """A task's name and the rest of ``NAME=PATH``; by default the stem of the file or folder.
+
+    >>> task_name("math=runs/7/model"), task_name("vectors/code.safetensors")
+    (('math', 'runs/7/model'), ('code', 'vectors/code.safetensors'))
+    """
+    name, equals, path = spec.partition("=")
+    if equals and name and not Path(spec).exists():
+        return name, path
+    library, colon, task = spec.rpartition(":")
+    if colon and Path(library).exists():
+        return task, spec
+    path_of = Path(spec)
+    return (path_of.stem if path_of.suffix == ".safetensors" else path_of.name), spec
+
+
+def open_vectors(
+    specs: Sequence[str], base: Checkpoint | None = None, exclude: Sequence[str] = ()
+) -> dict[str, TaskVector]:
+    """Vectors by task name, in the order given.
+
+    Raises:
+        UsageError: two have the same name.
+    """
+    found: dict[str, TaskVector] = {}
+    for spec in specs:
+        name, path = task_name(spec)
+        if name in found:
+            raise UsageError(f"two vectors are called {name!r}; name them as NAME=PATH")
+        found[name] = open_vector(path, base, exclude)
+    return found
+
+
+def open_any(path: str | Path) -> Checkpoint | TaskVector | Basis:
+    """Whatever stands at ``path``: a basis, a task vector, or a checkpoint.
+
+    Raises:
+        FileError: nothing readable is there.
+    """
+    if not Path(path).exists():
+        raise FileError(f"{path}: no such file or folder")
+    record = stored.decode(open_tensors(path))
+    if record is None:
+        return Checkpoint(path)
+    return TaskVector.open(path) if record["kind"] == stored.VECTOR else Basis.open(path)
