@@ -7,6 +7,7 @@ from the start, any thread may write any piece at any time.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -209,7 +210,7 @@ class Staged:
         )
         self._descriptors.append(descriptor)
         os.fchmod(descriptor, MODE)
-        os.ftruncate(descriptor, len(header) + sum(t.nbytes for t in shard.tensors))
+        _reserve(descriptor, len(header) + sum(t.nbytes for t in shard.tensors))
         os.pwrite(descriptor, header, 0)
         for tensor in shard.tensors:
             self._places[tensor.name] = (descriptor, offsets[tensor.name], tensor.dtype)
@@ -310,6 +311,16 @@ class Staged:
         trace: TracebackType | None,
     ) -> None:
         self._discard()
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Claim the file's blocks at once: a full disk shows now, and writing is cheaper."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(descriptor, size)
 
 
 def _sync_folder(folder: Path) -> None:
