@@ -65,6 +65,7 @@ class Output:
     replace: bool
     engine: Engine
     quiet: bool
+    verbose: bool = False
 
     def write_model(self, model: EditedModel) -> None:
         """Write weights and report."""
@@ -103,6 +104,12 @@ class Output:
                 f"norm of the delta {saved.norm:.6g}, of which rounding took {saved.lost:.3%}"
             )
 
+    @staticmethod
+    def _list(saved: Saved) -> None:
+        for rule, names in saved.rules.items():
+            for name in names:
+                click.echo(f"  {rule:<10} {name}")
+
 
 def output_options(dtype_help: str) -> Callable[[F], F]:
     """Add -o, --dtype, --out-shard-size, --replace and the engine's; pass them as ``output``."""
@@ -118,6 +125,7 @@ def output_options(dtype_help: str) -> Callable[[F], F]:
             help="Largest weights file; 5B means 5 billion bytes.",
         )
         @click.option("--replace", is_flag=True, help="Replace what stands at --out, whole.")
+        @click.option("-v", "--verbose", is_flag=True, help="Say what was done with each tensor.")
         @engine_options
         @functools.wraps(function)
         def wrapped(
@@ -128,9 +136,10 @@ def output_options(dtype_help: str) -> Callable[[F], F]:
             replace: bool,
             engine: Engine,
             quiet: bool,
+            verbose: bool,
             **kwargs: Any,
         ) -> Any:
-            output = Output(out, dtype, out_shard_size, replace, engine, quiet)
+            output = Output(out, dtype, out_shard_size, replace, engine, quiet, verbose)
             return function(*args, output=output, **kwargs)
 
         return wrapped  # type: ignore[return-value]
