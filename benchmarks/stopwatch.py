@@ -22,7 +22,8 @@ def main(report: int, command: list[str]) -> None:
     wall = time.perf_counter() - start
     cost = {
         "wall": wall,
-        "cpu": used.ru_utime + used.ru_stime,
+        "user": used.ru_utime,
+        "system": used.ru_stime,
         "peak": used.ru_maxrss * 1024,
         "code": os.waitstatus_to_exitcode(status),
     }

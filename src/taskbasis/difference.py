@@ -38,8 +38,8 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
         MismatchError: a float tensor is on one side only and not tied, or shapes differ.
         UsageError: a pattern names no tensor of either side.
     """
-    excluded = _excluded(exclude, {*base, *tuned})
-    sides = ({n: i for n, i in s.items() if n not in excluded} for s in (base, tuned))
+    left_out = excluded(exclude, {*base, *tuned})
+    sides = ({n: i for n, i in s.items() if n not in left_out} for s in (base, tuned))
     old, new = next(sides), next(sides)
     tied = _ties(old, new, tuned)
     _refuse_strangers(base, tuned, old, new, tied)
@@ -64,14 +64,14 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
     rules = {
         "tied": tuple(sorted(tied)),
         "integer": tuple(sorted(integers)),
-        "excluded": tuple(sorted(excluded)),
+        "excluded": tuple(sorted(left_out)),
     }
     return Leaf(
         str(tuned.path),
         infos,
         True,
         Binding(str(base.path), base),
-        (*tuned.files, *base.files),
+        (tuned.path, base.path, *tuned.files, *base.files),
         {rule: names for rule, names in rules.items() if names},
     )
 
@@ -80,7 +80,12 @@ def _plain(info: TensorInfo) -> bool:
     return not info.dtype.mergeable
 
 
-def _excluded(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
+def excluded(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
+    """The names that any of the patterns (``*`` and ``?``) matches.
+
+    Raises:
+        UsageError: a pattern matches none of them.
+    """
     known = list(names)
     found: set[str] = set()
     for pattern in patterns:

@@ -10,7 +10,7 @@ import os
 import resource
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -106,7 +106,7 @@ class Engine:
         items: Sequence[Item],
         size: Callable[[Item], int],
         title: str,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """``work(item, scratch)`` for every item; results in the order of the items.
 
         The first error ends the work: pieces not yet begun are dropped, those under way are
@@ -125,7 +125,7 @@ def _serial(
     items: Sequence[Item],
     size: Callable[[Item], int],
     tick: Tick,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     scratch = Scratch()
     for item in items:
         yield work(item, scratch)
@@ -138,7 +138,7 @@ def _threads(
     items: Sequence[Item],
     size: Callable[[Item], int],
     tick: Tick,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     local = threading.local()
 
     def call(item: Item) -> Result:

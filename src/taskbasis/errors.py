@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from types import ModuleType
 
 
@@ -78,6 +80,41 @@ def nearest(name: str, known: Iterable[str]) -> str:
     choices = list(known)
     close = difflib.get_close_matches(name, choices, n=1)
     return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(choices)
+
+
+def finite(what: str, number: float) -> float:
+    """The number, refused when it is NaN or infinite.
+
+    >>> finite("a scale", 0.5)
+    0.5
+    """
+    if not math.isfinite(number):
+        raise UsageError(f"{what} must be a finite number, not {number}")
+    return number
+
+
+def check_option(owner: str, option: str, value: object, default: object) -> None:
+    """Refuse an option's value of another kind than its default, so that text is never computed.
+
+    Raises:
+        UsageError: naming the option, what it takes, and what it got.
+
+    >>> check_option("ties", "density", "high", 0.2)
+    Traceback (most recent call last):
+        ...
+    taskbasis.errors.UsageError: option 'density' of ties takes a number, such as 0.2; got 'high'
+    """
+    kinds: dict[type, tuple[str, type]] = {
+        bool: ("true or false", bool),
+        int: ("a whole number", Integral),
+        float: ("a number", Real),
+        str: ("a word", str),
+    }
+    wanted, kind = kinds.get(type(default), ("something else", object))
+    if not isinstance(value, kind) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise UsageError(
+            f"option {option!r} of {owner} takes {wanted}, such as {default!r}; got {value!r}"
+        )
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

@@ -7,6 +7,7 @@ stages ask for, and the last pass, which forms the outputs and stores them at th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -188,10 +189,15 @@ class Merged:
 
 
 def widened(stretch: Stretch) -> NDArray[Any]:
-    """The deltas of the T vectors over a stretch, [T, n], in the type that is computed in."""
+    """The deltas of the T vectors over a stretch, [T, n], in the type that is computed in.
+
+    Raises:
+        ValueProblem: a value is not finite; a comparison would drop NaN without a trace.
+    """
     compute = stretch.rows.dtype
     mixing = stretch.merge.mixing.astype(compute)
     deltas = stretch.scratch.array("deltas", (len(mixing), stretch.words.shape[1]), compute)
+    stats = np.zeros((len(deltas), 2))
     kernels.form(
         stretch.base,
         stretch.words,
@@ -200,15 +206,27 @@ def widened(stretch: Stretch) -> NDArray[Any]:
         False,
         deltas,
         stretch.rows,
-        np.zeros((len(deltas), 2)),
+        stats,
     )
+    if not np.all(np.isfinite(stats)):
+        raise ValueProblem(_not_finite(stretch.merge))
     return deltas
 
 
 def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engine) -> Any:
-    """The state a method asks for before it is applied, from one pass per stage."""
+    """The state a method asks for before it is applied, from one pass per stage.
+
+    Float tensors of the base that no vector touches are observed as zeros: what a method knows
+    of the whole model depends neither on whether unchanged tensors were stored nor on the
+    output's dtype.
+    """
     state: Any = None
     engine = engine.within(plan.memory(2 * plan.vectors))
+    cuts = plan.cuts()
+    untouched = sum(info.size for info in plan.copies if info.dtype.mergeable)
+    zeros = np.zeros((len(members), min(untouched, plan.cut_size)), np.float32)
+    if not cuts and not untouched:
+        return state
     for stage in range(method.stages):
 
         def work(cut: Cut, scratch: Scratch, stage: int = stage, state: Any = state) -> Any:
@@ -217,8 +235,11 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
             return method.observe(stage, deltas[list(members)], state)
 
         total: Any = 0
-        for partial in engine.map(work, plan.cuts(), plan.cut_bytes, method.name):
+        for partial in engine.map(work, cuts, plan.cut_bytes, method.name):
             total = total + partial
+        for start in range(0, untouched, plan.cut_size):
+            stretch = zeros[:, : min(plan.cut_size, untouched - start)]
+            total = total + method.observe(stage, stretch, state)
         state = method.finish(stage, total, state)
     return state
 
@@ -261,21 +282,26 @@ def write(
         _copy(plan.copies, sink, engine)
     engine = engine.within(plan.memory(max((len(outputs(m.name)) for m in plan.merges), default=0)))
     cuts, totals = plan.cuts(), dict[str, NDArray[np.float64]]()
-    for cut, stats in zip(cuts, engine.map(work, cuts, plan.cut_bytes, "write"), strict=True):
-        merge = plan.merges[cut.index]
-        for name, row in zip(outputs(merge.name), stats, strict=True):
-            _refuse_not_finite(merge, name, row, sink)
-            totals[name] = totals.get(name, 0.0) + row
+    # Closed at once on an error, so that no worker writes to a sink that is gone.
+    with closing(engine.map(work, cuts, plan.cut_bytes, "write")) as results:
+        for cut, stats in zip(cuts, results, strict=True):
+            merge = plan.merges[cut.index]
+            for name, row in zip(outputs(merge.name), stats, strict=True):
+                _refuse_not_finite(merge, name, row, sink, add_base)
+                totals[name] = totals.get(name, 0.0) + row
     return totals
 
 
-def _refuse_not_finite(merge: Merge, name: str, row: NDArray[np.float64], sink: Sink) -> None:
+def _refuse_not_finite(
+    merge: Merge, name: str, row: NDArray[np.float64], sink: Sink, add_base: bool
+) -> None:
     if not np.isfinite(row[0]):
         raise ValueProblem(_not_finite(merge))
     if not np.isfinite(row[1]):
+        base = f", or the base {merge.base.blob.label} is not finite there" if merge.base else ""
         raise ValueProblem(
-            f"tensor {name!r}: a value is too large for {sink.dtype(name).name}; "
-            "store it in float32 or bfloat16"
+            f"tensor {name!r}: a value is too large for {sink.dtype(name).name}"
+            f"{base if add_base else ''}; store it in float32 or bfloat16"
         )
 
 
@@ -301,8 +327,9 @@ def _copy(copies: Sequence[TensorInfo], sink: Sink, engine: Engine) -> None:
     def size(piece: tuple[TensorInfo, int, int]) -> int:
         return (piece[2] - piece[1]) * piece[0].dtype.itemsize
 
-    for _ in engine.map(work, pieces, size, "copy"):
-        pass
+    with closing(engine.map(work, pieces, size, "copy")) as results:
+        for _ in results:
+            pass
 
 
 def _pieces(info: TensorInfo) -> list[tuple[TensorInfo, int, int]]:

@@ -137,7 +137,7 @@ def make_plan(
         MismatchError: a vector holds a tensor that the base lacks, or shapes differ.
         ValueProblem: there is nothing to combine.
     """
-    if not combinations:
+    if not combinations and add_to is None:
         raise ValueProblem("there is no task vector to work on")
     leaves = _leaves(combinations)
     names = sorted({name for leaf in leaves for name in leaf.infos})

@@ -54,7 +54,7 @@ class Leaf:
         infos: the tensors, by the base's names.
         difference: whether they are weights whose base is subtracted while reading.
         base: the base it is bound to.
-        files: the files it reads, which no output may touch.
+        files: the files and folders it reads, which no output may touch.
         rules: names of tensors that are not part of it, by the rule that left them out.
     """
 

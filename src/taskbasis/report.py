@@ -21,6 +21,15 @@ Extra = float | int | str
 _FORMAT = "taskbasis.report"
 _VERSION = 1
 
+BASE = "base"
+"""The method name of the untouched base."""
+
+INDIVIDUAL = "individual models"
+"""The method name of every task's own fine-tuned model."""
+
+FULL = "full task arithmetic"
+"""The method name of keeping every task vector."""
+
 
 @dataclass(frozen=True)
 class Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from taskbasis import stored
 from taskbasis.difference import changed_only
 from taskbasis.digest import fingerprint, store_digests
 from taskbasis.engine import Engine
-from taskbasis.errors import BaseError, ValueProblem
-from taskbasis.io.dtypes import DType
+from taskbasis.errors import BaseError, FileError, ValueProblem
+from taskbasis.io.dtypes import F32, F64, DType
 from taskbasis.io.folder import INDEX_SUFFIX, WEIGHT_SUFFIXES
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD, MemorySink, OutputTensor, Staged
@@ -181,6 +181,8 @@ class Edit:
 
     def former(self, plan: Plan, engine: Engine) -> Former:
         """What forms the weights; a method's stages are run here."""
+        if not self.vectors:
+            return Linear(lambda name: np.zeros((1, 0)))
         weights = self.method.weights(len(self.vectors))
         if weights is not None:
             row = self.scale * np.asarray(weights, np.float64)[None]
@@ -191,7 +193,7 @@ class Edit:
 
     def recipe(self) -> dict[str, Any]:
         """The edit as plain data."""
-        options = {name: getattr(self.method, name) for name in self.method.__dataclass_fields__}
+        options = {f.name: getattr(self.method, f.name) for f in fields(self.method)}
         return {
             "base": str(self.base.path),
             "method": self.method.name,
@@ -248,6 +250,18 @@ def model_in_memory(edit: Edit, engine: Engine) -> dict[str, NDArray[Any]]:
     return sink.arrays()
 
 
+def vector_in_memory(combination: Combination, engine: Engine) -> dict[str, NDArray[Any]]:
+    """A task vector's tensors as NumPy arrays: float32, or float64 where the inputs are."""
+    base = common_base([combination], engine)
+    plan = make_plan([combination], None, base.store)
+    sink = MemorySink(
+        OutputTensor(merge.name, F64 if merge.double else F32, merge.shape) for merge in plan.merges
+    )
+    former = Linear(lambda name: np.ones((1, 1)))
+    write(plan, sink, former, lambda name: (name,), False, engine)
+    return sink.arrays()
+
+
 def _model_tensors(base: TensorStore, dtype: DType | None) -> list[OutputTensor]:
     """The base's tensors; those that hold floats in the dtype asked for."""
     return [
@@ -266,15 +280,20 @@ def _copy_side_files(base: Path, staged: Staged, dtype: DType | None) -> None:
         weights = path.name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))
         if not path.is_file() or hidden or weights or name in _NOT_COPIED:
             continue
-        change = (lambda raw: _config_dtype(raw, dtype)) if name == "config.json" else None
+        change = (lambda raw: _config_dtype(raw, dtype, base)) if name == "config.json" else None
         staged.copy_file(name, path, change)
 
 
-def _config_dtype(raw: bytes, dtype: DType | None) -> bytes:
+def _config_dtype(raw: bytes, dtype: DType | None, base: Path) -> bytes:
     """The config with the output's dtype under whichever key the base used."""
     if dtype is None:
         return raw
-    config = json.loads(raw)
+    try:
+        config = json.loads(raw)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise FileError(f"{base / 'config.json'}: is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise FileError(f"{base / 'config.json'}: is not a JSON object")
     for key in ("dtype", "torch_dtype"):
         if key in config:
             config[key] = dtype.name

@@ -2,7 +2,7 @@
 
     weights - weights = delta      delta + delta = delta      mask * delta   = delta
     weights + delta   = weights    delta - delta = delta      number * delta = delta
-    weights - delta   = weights    - delta       = delta
+    weights - delta   = weights    - delta       = delta      delta / number = delta
 
 Scores become masks by a rule, never by arithmetic. Anything else is a :class:`SpaceError`
 naming both sides.
@@ -15,7 +15,7 @@ from typing import Literal
 from taskbasis.errors import SpaceError
 
 Space = Literal["weights", "delta", "mask", "score", "number"]
-Operator = Literal["+", "-", "*"]
+Operator = Literal["+", "-", "*", "/"]
 
 _TABLE: dict[tuple[str, str, str], Space] = {
     ("weights", "-", "weights"): "delta",
@@ -26,6 +26,7 @@ _TABLE: dict[tuple[str, str, str], Space] = {
     ("delta", "-", "delta"): "delta",
     ("number", "*", "delta"): "delta",
     ("delta", "*", "number"): "delta",
+    ("delta", "/", "number"): "delta",
     ("mask", "*", "delta"): "delta",
     ("delta", "*", "mask"): "delta",
     ("mask", "*", "mask"): "mask",
@@ -35,6 +36,7 @@ _ADVICE: dict[tuple[str, str, str], str] = {
     ("weights", "+", "weights"): "take the difference of one to a base first, then add that",
     ("number", "*", "weights"): "scale a task vector (tuned - base), not a model",
     ("weights", "*", "number"): "scale a task vector (tuned - base), not a model",
+    ("weights", "/", "number"): "scale a task vector (tuned - base), not a model",
     ("delta", "-", "weights"): "subtract the task vector from the weights instead",
     ("delta", "*", "delta"): "only numbers and masks multiply a task vector",
 }
@@ -47,7 +49,7 @@ def combine(
 
     Args:
         left, right: the spaces of both sides.
-        operator: ``+``, ``-`` or ``*``.
+        operator: ``+``, ``-``, ``*`` or ``/``.
         left_name, right_name: what to call the sides in the message, usually their files.
 
     Raises:

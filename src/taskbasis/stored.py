@@ -37,7 +37,7 @@ def decode(store: TensorStore) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(store.metadata[KEY])
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise HeaderError(f"{store.path}: its taskbasis record is damaged: {error}") from None
     if not isinstance(content, dict) or content.get("kind") not in (VECTOR, BASIS):
         raise HeaderError(f"{store.path}: its taskbasis record does not say what the file is")
@@ -80,11 +80,17 @@ def vector_leaf(store: TensorStore) -> Leaf:
     """The leaf of a stored task vector.
 
     Raises:
-        HeaderError: the file is not a task vector.
+        HeaderError: the file is not a task vector, or holds what no arithmetic is done on.
     """
     content = decode(store)
     if content is None or content["kind"] != VECTOR:
         what = "a basis" if content else "not a task vector"
         raise HeaderError(f"{store.path}: is {what}; extract a task vector from it first")
+    for info in store.values():
+        if not info.dtype.mergeable:
+            raise HeaderError(
+                f"{info.where} holds {info.dtype.name}, but a delta is made of floats"
+            )
     binding = decode_binding(store, content)
-    return Leaf(str(store.path), dict(store.infos), False, binding, store.files)
+    files = (store.path, *store.files)
+    return Leaf(str(store.path), dict(store.infos), False, binding, files)

@@ -8,7 +8,7 @@ from taskbasis.errors import UsageError
 
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "b": 10**9}
 _BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?|(\d+(?:\.\d+)?)\s*(b)")
+_PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?(b?)")
 
 
 def bytes_text(count: float) -> str:
@@ -38,9 +38,6 @@ def parse_bytes(text: str) -> int:
     match = _PATTERN.fullmatch(text.strip().lower())
     if match is None:
         raise UsageError(f"{text!r} is not a size; write e.g. 800MB, 5GB or 512MiB")
-    number, unit, binary, billions, _ = match.groups()
-    if billions is not None or (not unit and text.strip().lower().endswith("b")):
-        return int(float(billions or number) * 10**9)
-    if binary and unit:
-        return int(float(number) * _BINARY[unit])
-    return int(float(number) * _DECIMAL[unit])
+    number, unit, binary, b = match.groups()
+    factor = _BINARY[unit] if binary else _DECIMAL[unit or b]
+    return int(float(number) * factor)

@@ -22,18 +22,37 @@ from taskbasis import spaces, stored
 from taskbasis.difference import difference_leaf
 from taskbasis.digest import fingerprint, store_digests
 from taskbasis.engine import Engine
-from taskbasis.errors import UsageError
+from taskbasis.errors import UsageError, ValueProblem, finite
 from taskbasis.io.dtypes import floating
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD
 from taskbasis.methods import Method, TaskArithmetic
 from taskbasis.recipe import Combination, Term
-from taskbasis.saving import Edit, Saved, model_in_memory, save_model, save_vector
+from taskbasis.saving import Edit, Saved, model_in_memory, save_model, save_vector, vector_in_memory
+
+
+class _Weights:
+    """What weights refuse, naming both sides: to be scaled, and to be taken from a number."""
+
+    def __rsub__(self, other: object) -> Any:
+        return _mismatched(other, "-", self)
+
+    def __mul__(self, other: object) -> Any:
+        return _mismatched(self, "*", other)
+
+    def __rmul__(self, other: object) -> Any:
+        return _mismatched(other, "*", self)
+
+    def __truediv__(self, other: object) -> Any:
+        return _mismatched(self, "/", other)
+
+    def __rtruediv__(self, other: object) -> Any:
+        return _mismatched(other, "/", self)
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class Checkpoint(_Weights):
     """A model's named tensors on disk, opened lazily.
 
     Args:
@@ -79,12 +98,6 @@ class Checkpoint:
         return EditedModel(self) + other
 
     __radd__ = __add__
-
-    def __mul__(self, other: object) -> Checkpoint:
-        spaces.combine(_space(self), "*", _space(other), str(self.path), _name(other))
-        return self  # pragma: no cover - the line above always raises
-
-    __rmul__ = __mul__
 
     def __str__(self) -> str:
         return str(self.path)
@@ -160,18 +173,26 @@ class TaskVector:
             return cast(TaskVector, _mismatched(self, "-", other))
         return self + (-other)
 
+    def __rsub__(self, other: object) -> Any:
+        return _mismatched(other, "-", self)
+
     def __neg__(self) -> TaskVector:
         return TaskVector.of(self.combination.scaled(-1.0))
 
     def __mul__(self, factor: float) -> TaskVector:
         if not isinstance(factor, Real):
             return cast(TaskVector, _mismatched(self, "*", factor))
-        return TaskVector.of(self.combination.scaled(float(factor)))
+        return TaskVector.of(self.combination.scaled(finite("a coefficient", float(factor))))
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> TaskVector:
-        return self * (1.0 / divisor)
+        if not isinstance(divisor, Real):
+            return cast(TaskVector, _mismatched(self, "/", divisor))
+        return self * (1.0 / float(divisor))
+
+    def __rtruediv__(self, other: object) -> Any:
+        return _mismatched(other, "/", self)
 
     def apply_to(self, base: str | Path | Checkpoint, scaling_coef: float = 1.0) -> EditedModel:
         """The weights ``base + scaling_coef * self``, not computed yet."""
@@ -202,12 +223,16 @@ class TaskVector:
             engine=engine or Engine(),
         )
 
+    def tensors(self, engine: Engine | None = None) -> dict[str, NDArray[Any]]:
+        """The delta as NumPy arrays in memory, for models small enough."""
+        return vector_in_memory(self.combination, engine or Engine())
+
     def __str__(self) -> str:
         return self.combination.label
 
 
 @dataclass(frozen=True, eq=False)
-class EditedModel:
+class EditedModel(_Weights):
     """Weights that are described but not computed: a checkpoint plus merged task vectors.
 
     Attributes:
@@ -221,6 +246,9 @@ class EditedModel:
     vectors: tuple[TaskVector, ...] = ()
     method: Method = field(default_factory=TaskArithmetic)
     scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite("the scale", self.scale)
 
     def __add__(self, other: TaskVector) -> EditedModel:
         spaces.combine("weights", "+", _space(other), str(self), _name(other))
@@ -248,7 +276,10 @@ class EditedModel:
 
         Raises:
             UsageError: the method is not linear, so no sum of vectors equals it.
+            ValueProblem: no vector was added.
         """
+        if not self.vectors:
+            raise ValueProblem(f"nothing was added to {self.base.path}; add a task vector first")
         weights = self.method.weights(len(self.vectors))
         if weights is None:
             raise UsageError(
@@ -296,7 +327,7 @@ class EditedModel:
         return model_in_memory(self._edit(), engine or Engine())
 
     def __str__(self) -> str:
-        return f"{self.base.path} + {', '.join(map(str, self.vectors)) or 'nothing'}"
+        return " + ".join(map(str, (self.base.path, *self.vectors)))
 
 
 def merge(

@@ -12,8 +12,8 @@ recover the tasks from the atoms. One file per construction; :func:`solve` runs 
 from taskbasis.basis.autoencoder import Autoencoder
 from taskbasis.basis.cluster import Cluster, assign, eigengap
 from taskbasis.basis.codes import Codes, Quality, quality, refit
-from taskbasis.basis.problem import Construction
 from taskbasis.basis.pca import PCA
+from taskbasis.basis.problem import Construction
 from taskbasis.basis.random import Random
 from taskbasis.basis.registry import CONSTRUCTIONS, construction, solve
 from taskbasis.basis.scaling import NORMALIZE, scaled

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.basis.codes import Codes, refit
-from taskbasis.basis.problem import Construction, Problem, at_least, everything, one_of
 from taskbasis.basis.gram import Matrix, checked
+from taskbasis.basis.problem import Construction, Problem, at_least, everything, one_of
 from taskbasis.errors import require
 
 INNER = ("mean", "sum")

@@ -107,13 +107,13 @@ def quality(gram: Matrix, codes: Codes) -> Quality:
     missed = float(np.sum((recovered - tasks) ** 2))
     total = float(np.sum(tasks**2))
     tail = np.linalg.svd(tasks, compute_uv=False)[codes.atoms :]
-    whole = tasks.sum(axis=1)
+    whole = _summed(tasks)
     return Quality(
         loss=missed / codes.tasks**2,
         bound=float(np.sum(tail**2)) / codes.tasks**2,
         relative_error=_relative_error(tasks, recovered),
-        addition_cosine=_sum_cosine(atoms * codes.addition, whole),
-        reconstruction_cosine=_sum_cosine(recovered, whole),
+        addition_cosine=cosine(_summed(atoms * codes.addition), whole),
+        reconstruction_cosine=cosine(_summed(recovered), whole),
         kept_energy=1.0 - missed / total if total > 0.0 else float(missed == 0.0),
     )
 
@@ -127,12 +127,11 @@ def _relative_error(tasks: Matrix, recovered: Matrix) -> Matrix:
     return found
 
 
-def _sum_cosine(parts: Matrix, whole: Matrix) -> float:
-    """Cosine of the sum of columns with another vector; what cancels to rounding is zero."""
-    summed = parts.sum(axis=1)
-    if np.linalg.norm(summed) <= PINV_CUT * np.linalg.norm(parts):
-        return 0.0
-    return cosine(summed, whole)
+def _summed(parts: Matrix) -> Matrix:
+    """The sum of the columns; what cancels to rounding is zero."""
+    summed: Matrix = parts.sum(axis=1)
+    cancels = np.linalg.norm(summed) <= PINV_CUT * np.linalg.norm(parts)
+    return np.zeros_like(summed) if cancels else summed
 
 
 def refit(gram: Matrix, encoder: Matrix, tasks: int) -> Matrix:

@@ -91,8 +91,8 @@ def root(gram: Matrix) -> Matrix:
     not mistaken for rounding; directions below :data:`RANK_CUT` become exact zeros.
 
     >>> R = root(np.array([[4.0, 2.0], [2.0, 1.0]]))
-    >>> np.allclose(R.T @ R, [[4, 2], [2, 1]]), np.linalg.matrix_rank(R)
-    (True, np.int64(1))
+    >>> np.allclose(R.T @ R, [[4, 2], [2, 1]]), rank(R)
+    (True, 1)
     """
     unit, lengths = _unit_diagonal(gram)
     values, vectors = np.linalg.eigh(unit)

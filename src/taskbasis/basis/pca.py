@@ -8,8 +8,8 @@ from typing import ClassVar, final
 import numpy as np
 
 from taskbasis.basis.codes import Codes
-from taskbasis.basis.problem import Construction, Problem
 from taskbasis.basis.gram import PINV_CUT, Matrix, oriented
+from taskbasis.basis.problem import Construction, Problem
 
 
 @final

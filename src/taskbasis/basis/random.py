@@ -8,8 +8,8 @@ from typing import ClassVar, final
 import numpy as np
 
 from taskbasis.basis.codes import Codes
-from taskbasis.basis.problem import Construction, Problem
 from taskbasis.basis.gram import Matrix, root
+from taskbasis.basis.problem import Construction, Problem, at_least
 from taskbasis.errors import UsageError
 
 
@@ -28,15 +28,24 @@ class Random(Construction):
     them. `addition` holds ``W 1``: the sum of the atoms is the projection of the sum of all tasks,
     since directions drawn at random have no other meaning. `normalize` changes nothing.
 
+    Args:
+        seed: of the noise. It is recorded here for whoever draws the noise and sums its inner
+            products; the codes follow from these.
+
     >>> joint = np.array([[2.0, 1.0], [1.0, 4.0]])          # one task, one noise vector
     >>> Random().fit(joint, 1, tasks=1).encoder
     array([[0. ],
            [0.5]])
     """
 
+    seed: int = 0
+
     name: ClassVar[str] = "random"
     monotone: ClassVar[bool] = True
     joint: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        at_least("seed", self.seed, 0)
 
     def _codes(self, problem: Problem) -> Codes:
         noise = slice(problem.tasks, problem.tasks + problem.k)

@@ -8,14 +8,14 @@ from typing import Any
 from taskbasis.basis.autoencoder import Autoencoder
 from taskbasis.basis.cluster import Cluster
 from taskbasis.basis.codes import Codes, Quality, quality
-from taskbasis.basis.problem import Construction, one_of
 from taskbasis.basis.gram import Matrix, checked
 from taskbasis.basis.pca import PCA
+from taskbasis.basis.problem import Construction, one_of
 from taskbasis.basis.random import Random
 from taskbasis.basis.scaling import scaled
 from taskbasis.basis.select import Select
 from taskbasis.basis.svd import SVD
-from taskbasis.errors import UsageError, nearest
+from taskbasis.errors import UsageError, check_option, nearest
 
 CONSTRUCTIONS: dict[str, type[Construction]] = {
     kind.name: kind for kind in (Autoencoder, PCA, SVD, Cluster, Select, Random)
@@ -26,7 +26,8 @@ def construction(name: str, **options: Any) -> Construction:
     """A construction by its name, with options.
 
     Raises:
-        UsageError: for a name or an option that does not exist, with the nearest one that does.
+        UsageError: for a name or an option that does not exist, with the nearest one that does;
+            for a value that is not of the option's kind.
 
     >>> construction("select", strategy="random", seed=3)
     Select(strategy='random', seed=3, recovery=True)
@@ -42,6 +43,8 @@ def construction(name: str, **options: Any) -> Construction:
         if option not in known:
             hint = nearest(option, known) if known else "it has none"
             raise UsageError(f"{name} has no option {option!r}; {hint}")
+    for field in fields(kind):  # type: ignore[arg-type]
+        check_option(name, field.name, options.get(field.name, field.default), field.default)
     return kind(**options)
 
 

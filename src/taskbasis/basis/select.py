@@ -9,8 +9,8 @@ from typing import ClassVar, final
 import numpy as np
 
 from taskbasis.basis.codes import Codes, refit
-from taskbasis.basis.problem import Construction, Problem, everything, one_of
 from taskbasis.basis.gram import PINV_CUT, Matrix
+from taskbasis.basis.problem import Construction, Problem, everything, one_of
 
 STRATEGIES = ("greedy", "random")
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from taskbasis.basis.cluster import eigengap
-from taskbasis.basis.problem import Construction, at_least
 from taskbasis.basis.gram import Matrix, checked, rank, root
+from taskbasis.basis.problem import Construction, at_least
 from taskbasis.basis.registry import solve
 from taskbasis.errors import UsageError, ValueProblem
 

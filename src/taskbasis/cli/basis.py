@@ -13,7 +13,6 @@ from taskbasis.cli.options import (
     model_output,
     output_options,
     scale_option,
-    vector_output,
     warn,
 )
 
@@ -24,7 +23,12 @@ if TYPE_CHECKING:
 
 base_option = click.option("--base", help="What checkpoints among the vectors were tuned from.")
 onto_option = click.option("--base", help="Write this base plus the vector; else the vector.")
-_atoms_output = output_options("Of the stored atoms: float32, float16, bfloat16.")
+_atoms_output = output_options(
+    "Of the stored atoms: float32, float16, bfloat16. [default: float32]"
+)
+_grown_output = output_options(
+    "Of the stored atoms: float32, float16, bfloat16. [default: as before]"
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -113,7 +117,10 @@ def _settings(texts: tuple[str, ...]) -> dict[str, object]:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text!r}: write NAME=VALUE")
-        found[name.replace("-", "_")] = yaml.safe_load(value)
+        try:
+            found[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {text!r}: the value {value!r} cannot be read") from None
     return found
 
 
@@ -209,7 +216,7 @@ def negate(library: str, name: str, base: str | None, scale: float, output: Outp
 @click.option("-k", "size", help="Atoms of the new basis. [default: as many as before]")
 @base_option
 @exclude_option
-@vector_output
+@_grown_output
 def update(
     library: str,
     vector: str,
@@ -230,6 +237,8 @@ def update(
         found,
         output.path,
         size,
+        dtype=output.dtype,
+        shard_size=output.shard_size,
         replace_used=output.replace,
         engine=output.engine,
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from taskbasis.cli.options import print_table, tasks_option
+from taskbasis.cli.options import load_all_tasks, print_table, tasks_option
 
 
 @click.command()
@@ -19,12 +19,14 @@ from taskbasis.cli.options import print_table, tasks_option
     show_default=True,
     help="Coefficients are chosen on validation; test is for reporting.",
 )
-def evaluate(models: tuple[str, ...], spec: str, split: Literal["validation", "test"]) -> None:
+def evaluate(
+    models: tuple[str, ...], specs: tuple[str, ...], split: Literal["validation", "test"]
+) -> None:
     """Print a number per task for every model."""
-    from taskbasis.evaluate import evaluate, load_tasks
+    from taskbasis.evaluate import evaluate
     from taskbasis.vectors import Checkpoint, EditedModel
 
-    tasks = load_tasks(spec)
+    tasks = load_all_tasks(specs)
     rows = []
     for path in models:
         scores = evaluate(EditedModel(Checkpoint(path)).tensors(), tasks, split)

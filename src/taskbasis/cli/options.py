@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,7 @@ from taskbasis.units import bytes_text, parse_bytes
 
 if TYPE_CHECKING:
     from taskbasis.engine import Engine
+    from taskbasis.evaluate import Task
     from taskbasis.saving import Saved
     from taskbasis.vectors import EditedModel, TaskVector
 
@@ -158,8 +159,19 @@ exclude_option = click.option(
     "--exclude", multiple=True, help="Leave out tensors matching this pattern; may be repeated."
 )
 tasks_option = click.option(
-    "--tasks", "spec", required=True, help="digits:FOLDER, or package.module:attribute."
+    "--tasks",
+    "specs",
+    multiple=True,
+    required=True,
+    help="digits:FOLDER, digits-control:FOLDER, or package.module:attribute; may be repeated.",
 )
+
+
+def load_all_tasks(specs: Sequence[str]) -> list[Task]:
+    """The tasks that all specs name, in order."""
+    from taskbasis.evaluate import load_tasks
+
+    return [task for spec in specs for task in load_tasks(spec)]
 
 
 def warn(text: str) -> None:

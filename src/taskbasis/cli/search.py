@@ -9,6 +9,7 @@ import click
 from taskbasis.cli.options import (
     engine_options,
     exclude_option,
+    load_all_tasks,
     print_table,
     tasks_option,
 )
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 def search(
     base: str,
     vectors: tuple[str, ...],
-    spec: str,
+    specs: tuple[str, ...],
     negate: bool,
     control: str | None,
     keep: float,
@@ -53,13 +54,13 @@ def search(
     mean of accuracy / fine-tuned accuracy; --negate minimises the target's accuracy while the
     control keeps its share.
     """
-    from taskbasis.evaluate import load_tasks, report_choice
+    from taskbasis.evaluate import report_choice
     from taskbasis.library.resolve import open_vectors
     from taskbasis.vectors import Checkpoint
 
     start = Checkpoint(base)
     found = open_vectors(vectors, start, exclude)
-    tasks = {task.name: task for task in load_tasks(spec)}
+    tasks = {task.name: task for task in load_all_tasks(specs)}
     scales = _grid(grid)
     if negate:
         choice, judged = _forget(start, found, tasks, control, keep, scales)

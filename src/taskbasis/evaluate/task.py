@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from taskbasis.errors import UsageError, ValueProblem
+from taskbasis.errors import UsageError, ValueProblem, nearest
 
 Split = Literal["validation", "test"]
 """Coefficients are chosen on ``validation``; ``test`` is for reporting alone."""
@@ -52,6 +52,25 @@ def evaluate(model: Model, tasks: Iterable[Task], split: Split) -> dict[str, flo
             raise UsageError(f"two tasks are named {task.name!r}; give each its own name")
         scores[task.name] = checked_score(task, model, split)
     return scores
+
+
+def pick_tasks(tasks: Sequence[Task], names: Iterable[str]) -> list[Task]:
+    """The tasks of those names, in the order of the names.
+
+    Raises:
+        UsageError: there is no such task; the message names the nearest.
+
+    >>> tasks = [Task("parity", lambda m, s: 0.0), Task("prime", lambda m, s: 0.0)]
+    >>> pick_tasks(tasks, ["prim"])
+    Traceback (most recent call last):
+        ...
+    taskbasis.errors.UsageError: no task 'prim'; did you mean 'prime'?
+    """
+    known = {task.name: task for task in tasks}
+    for name in (names := list(names)):
+        if name not in known:
+            raise UsageError(f"no task {name!r}; {nearest(name, known)}")
+    return [known[name] for name in names]
 
 
 def checked_score(task: Task, model: Model, split: Split) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -29,9 +30,9 @@ def open_tensors(path: str | Path) -> TensorStore:
         HeaderError: a header or an index contradicts the files.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         return _open_folder(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise FileError(f"{path}: no such file or folder")
     return _reader(path)(path)
 
@@ -88,7 +89,8 @@ def _open_index(folder: Path, indexes: list[str], files: list[str]) -> TensorSto
             "differ in which they take. Remove one"
         )
     weight_map, metadata = _read_index(folder / indexes[0])
-    shards = {name: _open_shard(folder, indexes[0], name) for name in sorted(weight_map.values())}
+    used = sorted(set(weight_map.values()))
+    shards = {name: _open_shard(folder, indexes[0], name) for name in used}
     infos: dict[str, TensorInfo] = {}
     for name, shard in sorted(weight_map.items()):
         if name not in shards[shard]:
@@ -108,10 +110,11 @@ def _open_index(folder: Path, indexes: list[str], files: list[str]) -> TensorSto
 
 def _open_shard(folder: Path, index: str, name: str) -> TensorStore:
     parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or "\\" in name or not parts.parts:
+    outside = parts.is_absolute() or ".." in parts.parts or "\\" in name or not parts.parts
+    if outside or not name.isprintable():
         raise HeaderError(f"{folder / index}: names the file {name!r}, outside its folder")
     path = folder / name
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileError(f"{folder}: the shard {name} is missing, which {index} names")
     return _reader(path)(path)
 
@@ -121,7 +124,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise HeaderError(f"{path}: is not valid JSON: {error}") from None
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

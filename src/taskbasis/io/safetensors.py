@@ -12,6 +12,8 @@ is written is checked against that package in the tests.
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +24,8 @@ from taskbasis.io.dtypes import BY_CODE, DType
 from taskbasis.io.tensors import FileBlob, TensorInfo, TensorStore
 
 HEADER_LIMIT = 100_000_000
+_DIMENSIONS = 64
+_ADDRESSABLE = 2**63
 
 
 def read_safetensors(path: Path) -> TensorStore:
@@ -52,6 +56,8 @@ def read_safetensors(path: Path) -> TensorStore:
 
 
 def _header_bytes(path: Path) -> tuple[bytes, int, int]:
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path}: is not a file")
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
@@ -64,14 +70,14 @@ def _header_bytes(path: Path) -> tuple[bytes, int, int]:
                     f"{path}: the header claims {length} bytes, more than the format's limit of "
                     f"{HEADER_LIMIT}; this is not a safetensors file, or it is damaged"
                 )
+            if length > size - 8:
+                raise HeaderError(
+                    f"{path}: the header claims {length} bytes but the file ends after "
+                    f"{size - 8}; it is truncated, copy it again"
+                )
             raw = file.read(length)
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(raw) < length:
-        raise HeaderError(
-            f"{path}: the header claims {length} bytes but the file ends after {len(raw)}; "
-            "it is truncated, copy it again"
-        )
     return raw, 8 + length, size
 
 
@@ -86,7 +92,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 
     try:
         entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise HeaderError(f"{path}: the header is not valid JSON: {error}") from None
     if not isinstance(entries, dict):
         raise HeaderError(f"{path}: the header is not a JSON object")
@@ -103,6 +109,19 @@ def _count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
+def _possible(shape: list[Any], itemsize: int) -> bool:
+    """Whether an array can have this shape: few dimensions, and strides that can be addressed."""
+    if len(shape) > _DIMENSIONS or not all(map(_count, shape)):
+        return False
+    extent: int = math.prod(max(length, 1) for length in shape) * itemsize
+    return extent < _ADDRESSABLE
+
+
+def _short(value: object) -> str:
+    """What a hostile header may fill with megabytes, in a few words."""
+    return reprlib.repr(value)
+
+
 def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...], int, int]:
     if not name.isprintable():
         raise HeaderError(f"{path}: tensor name {name!r} holds control characters")
@@ -112,11 +131,11 @@ def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...]
         )
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in BY_CODE:
-        raise HeaderError(f"{path}: tensor {name!r} has the unknown dtype {code!r}")
-    if not isinstance(shape, list) or not all(map(_count, shape)):
-        raise HeaderError(f"{path}: tensor {name!r} has the impossible shape {shape!r}")
+        raise HeaderError(f"{path}: tensor {name!r} has the unknown dtype {_short(code)}")
+    if not isinstance(shape, list) or not _possible(shape, BY_CODE[code].itemsize):
+        raise HeaderError(f"{path}: tensor {name!r} has the impossible shape {_short(shape)}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_count, offsets)):
-        raise HeaderError(f"{path}: tensor {name!r} has the impossible offsets {offsets!r}")
+        raise HeaderError(f"{path}: tensor {name!r} has the impossible offsets {_short(offsets)}")
     begin, end = offsets
     if begin > end:
         raise HeaderError(f"{path}: tensor {name!r} ends at {end}, before it begins at {begin}")

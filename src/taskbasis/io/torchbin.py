@@ -7,6 +7,7 @@ we. The file is mapped where its format allows; the old non-zip format is loaded
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ from taskbasis.io.tensors import ArrayBlob, TensorInfo, TensorStore
 
 if TYPE_CHECKING:
     import torch
+
+_REPEATED = 1 << 26
+"""Bytes up to which an expanded tensor (one stored row, many times) is laid out in memory."""
 
 
 def read_torch(path: Path) -> TensorStore:
@@ -47,15 +51,18 @@ def _load(torch: Any, path: Path) -> object:
     failure: Exception | None = None
     for mapped in (True, False):
         try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except pickle.UnpicklingError:
             raise FileError(
                 f"{path}: holds more than tensors, or is damaged; loading it could run code, so "
                 "it is refused. Convert it to safetensors where you trust it"
             ) from None
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        except Exception as error:  # noqa: BLE001 - a damaged file can raise anything in torch
             failure = error
-    raise FileError(f"{path}: is not a readable torch file: {str(failure).splitlines()[0]}")
+    reason = (str(failure).splitlines() or [type(failure).__name__])[0]
+    raise FileError(f"{path}: is not a readable torch file: {reason}")
 
 
 def _state_dict(path: Path, loaded: object) -> Mapping[str, Any]:
@@ -67,9 +74,22 @@ def _state_dict(path: Path, loaded: object) -> Mapping[str, Any]:
 
 
 def _info(torch: Any, path: Path, name: str, tensor: torch.Tensor) -> TensorInfo:
+    if not name.isprintable() or name == "__metadata__":
+        raise HeaderError(f"{path}: {name!r} cannot be the name of a tensor; rename it")
     code = str(tensor.dtype).removeprefix("torch.")
-    if code not in BY_NAME or tensor.is_sparse or tensor.is_quantized:
+    if code not in BY_NAME or tensor.is_quantized:
         raise HeaderError(f"{path}: tensor {name!r} has the unsupported type {tensor.dtype}")
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    blob = ArrayBlob(flat.numpy(), str(path))
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise HeaderError(
+            f"{path}: tensor {name!r} is stored as {tensor.layout} on {tensor.device}; "
+            "save it as a dense tensor with values"
+        )
+    if tensor.nbytes > max(tensor.untyped_storage().nbytes(), _REPEATED):
+        raise HeaderError(
+            f"{path}: tensor {name!r} of shape {list(tensor.shape)} repeats fewer values than it "
+            "has entries; save its .contiguous() copy"
+        )
+    # Torch calls tensors of one entry or none contiguous whatever their strides; these are set.
+    flat = tensor.detach().resolve_conj().contiguous().as_strided((tensor.numel(),), (1,))
+    blob = ArrayBlob(flat.view(torch.uint8).numpy(), str(path))
     return TensorInfo(name, BY_NAME[code], tuple(tensor.shape), blob, 0)

@@ -261,31 +261,33 @@ class Staged:
             for descriptor in self._descriptors:
                 os.fsync(descriptor)
             self._close()
+            _sync_folder(self._hidden)
             if self.is_file:
-                os.replace(self._hidden / self._shards[0].file, self._named_file())
+                self._show(self._hidden / self._shards[0].file)
                 self._hidden.rmdir()
             else:
-                self._show_folder()
+                self._show(self._hidden)
             _sync_folder(self.out.resolve().parent)
         except OSError as error:
             raise FileError(f"{self.out}: cannot be written: {error.strerror}") from None
 
-    def _named_file(self) -> Path:
-        if self.out.is_dir():
-            shutil.rmtree(self.out)
-        return self.out
-
-    def _show_folder(self) -> None:
-        _sync_folder(self._hidden)
-        if self.out.is_dir() and not self.out.is_symlink():
-            retired = self._hidden.with_suffix(".replaced")
-            os.rename(self.out, retired)
-            os.rename(self._hidden, self.out)
-            shutil.rmtree(retired)
+    def _show(self, made: Path) -> None:
+        """Rename what was made to its name; what stood there goes last, or comes back."""
+        folder = self.out.is_dir() and not self.out.is_symlink()
+        if (self.is_file and not folder) or not os.path.lexists(self.out):
+            os.replace(made, self.out)
             return
-        if self.out.exists():
-            self.out.unlink()
-        os.rename(self._hidden, self.out)
+        retired = self._hidden.with_suffix(".replaced")
+        os.rename(self.out, retired)
+        try:
+            os.rename(made, self.out)
+        except BaseException:
+            os.rename(retired, self.out)
+            raise
+        if folder:
+            shutil.rmtree(retired)
+        else:
+            retired.unlink()
 
     def _write_index(self) -> None:
         if len(self._shards) == 1:

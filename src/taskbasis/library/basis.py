@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.engine import Engine
-from taskbasis.errors import UsageError, nearest
+from taskbasis.errors import UsageError, finite, nearest
 from taskbasis.io.dtypes import F32
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import TensorStore
@@ -135,10 +135,17 @@ class Basis:
         return self.errors[name] >= DROPPED
 
     def add(self, weights: Mapping[str, float] | None = None) -> TaskVector:
-        """The recovered sum ``sum_t a_t * tau_hat_t`` (all ones when no weights are given)."""
-        vector = np.zeros(len(self.names)) if weights else np.ones(len(self.names))
+        """The recovered sum ``sum_t a_t * tau_hat_t``.
+
+        Args:
+            weights: a_t by name, 0 for the tasks that are not named; all ones when None.
+
+        Raises:
+            UsageError: there is no such task, or a weight is not a finite number.
+        """
+        vector = np.ones(len(self.names)) if weights is None else np.zeros(len(self.names))
         for name, weight in (weights or {}).items():
-            vector[self.number(name)] = weight
+            vector[self.number(name)] = finite("the weight of a task", weight)
         return self._from_atoms([group.codes.decoder @ vector for group in self.contents.groups])
 
     def add_atoms(self) -> TaskVector:

@@ -11,6 +11,7 @@ from taskbasis.basis import Codes, refit
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError
 from taskbasis.io.folder import open_tensors
+from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import Staged
 from taskbasis.library.file import Contents, atom_leaves, write_atoms
 from taskbasis.library.groups import Group, squared_losses
@@ -58,8 +59,9 @@ def merge_clusters(
 
 
 def _staged_atoms(staged: Staged, contents: Contents) -> list[Combination]:
-    path = staged.hidden
-    store = open_tensors(next(path.glob("*.safetensors")) if staged.is_file else path)
+    shards = [open_tensors(path) for path in sorted(staged.hidden.glob("*.safetensors"))]
+    infos = {name: info for shard in shards for name, info in shard.items()}
+    store = TensorStore(staged.out, infos, {}, tuple(file for s in shards for file in s.files))
     return [Combination((Term(leaf),)) for leaf in atom_leaves(store, contents)]
 
 

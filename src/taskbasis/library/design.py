@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from taskbasis.basis import Construction, construction
@@ -45,8 +45,8 @@ class Design:
         options = dict(self.options)
         if self.inner is not None:
             options.pop("inner")
-            for option in self.inner.__dataclass_fields__:
-                options.pop(option, None)
+            for field_ in fields(self.inner):
+                options.pop(field_.name, None)
         probe = construction(self.method)
         if "seed" in getattr(probe, "__dataclass_fields__", {}):
             options.setdefault("seed", self.seed)

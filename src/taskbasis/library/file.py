@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from taskbasis import stored
 from taskbasis.basis.codes import Codes
 from taskbasis.engine import Engine
-from taskbasis.errors import HeaderError
+from taskbasis.errors import HeaderError, UsageError
 from taskbasis.io.dtypes import BY_CODE, F64, DType
 from taskbasis.io.noise import noise_tensor
 from taskbasis.io.tensors import TensorInfo, TensorStore
@@ -146,9 +146,11 @@ def parse(store: TensorStore) -> Contents:
         raise HeaderError(f"{store.path}: is not a basis; make one with 'taskbasis basis fit'")
     try:
         contents = _parse(store, content)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        _check(contents)
+        expectations = layout(contents)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, UsageError) as error:
         raise HeaderError(f"{store.path}: its record is damaged ({error!r})") from None
-    for expected in layout(contents):
+    for expected in expectations:
         found = store.infos.get(expected.name)
         if found is None or (found.dtype, found.shape) != (expected.dtype, expected.shape):
             raise HeaderError(
@@ -156,6 +158,24 @@ def parse(store: TensorStore) -> Contents:
                 f"{expected.dtype.name} of shape {list(expected.shape)}"
             )
     return contents
+
+
+def _check(contents: Contents) -> None:
+    """Refuse sizes that contradict each other."""
+    tasks, tensors = len(contents.names), [t for group in contents.groups for t in group.tensors]
+    if len(set(contents.names)) != tasks or len(set(tensors)) != len(tensors):
+        raise ValueError("a name twice")
+    if not tensors or any(length < 0 for shape in contents.shapes.values() for length in shape):
+        raise ValueError("tensors that cannot be")
+    if contents.dtype is None:
+        int(contents.options["seed"])
+    elif not contents.dtype.mergeable:
+        raise ValueError(f"atoms of {contents.dtype.name}")
+    for group in contents.groups:
+        vectors = len(group.codes.encoder)
+        sizes = (group.codes.tasks, group.error.shape, group.gram.shape)
+        if sizes != (tasks, (tasks,), (vectors, vectors)):
+            raise ValueError(f"codes of the group {group.name!r} that do not fit {tasks} tasks")
 
 
 def _parse(store: TensorStore, content: Mapping[str, Any]) -> Contents:
@@ -180,6 +200,8 @@ def _parse(store: TensorStore, content: Mapping[str, Any]) -> Contents:
 
 def _group(entry: Mapping[str, Any], arrays: Mapping[str, NDArray[np.float64]]) -> Group:
     atoms = int(entry["atoms"])
+    if not 0 <= atoms <= arrays["encoder"].shape[1]:
+        raise ValueError(f"{atoms} atoms")
     codes = Codes(
         arrays["encoder"][:, :atoms],
         arrays["decoder"][:atoms],
@@ -211,7 +233,8 @@ def atom_leaves(store: TensorStore, contents: Contents) -> list[Leaf]:
             for tensor in (group.tensors if index < group.atoms else ())
         }
         label = f"atom {index} of {store.path}"
-        leaves.append(Leaf(label, infos, False, contents.base, store.files))
+        files = (store.path, *store.files)
+        leaves.append(Leaf(label, infos, False, contents.base, files))
     return leaves
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from taskbasis.basis import Construction, resolve_size
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError
-from taskbasis.io.writer import Staged
+from taskbasis.io.dtypes import floating
+from taskbasis.io.writer import DEFAULT_SHARD, Staged
 from taskbasis.library.basis import Basis
 from taskbasis.library.design import Design, Size
 from taskbasis.library.file import Contents, code_arrays, layout, record, write_atoms
@@ -30,6 +32,8 @@ def update(
     out: str | Path,
     k: Size = None,
     *,
+    dtype: str | None = None,
+    shard_size: int | None = DEFAULT_SHARD,
     replace_used: bool = False,
     engine: Engine | None = None,
 ) -> Basis:
@@ -41,7 +45,9 @@ def update(
     over updates; the errors that are stored are upper bounds (triangle inequality).
 
     Args:
-        k: the size of the new basis; by default as many atoms as before.
+        k: the size of the new basis, of every group of tensors; by default as many as before.
+        dtype: of the stored atoms; by default as before.
+        shard_size: bytes per file in a folder.
 
     Raises:
         UsageError: the name is taken, or the basis has no atoms of its own to recompress.
@@ -52,7 +58,7 @@ def update(
         raise UsageError(f"{basis.path} already holds a task {name!r}; choose another name")
     if contents.dtype is None:
         raise UsageError(f"{basis.path} is a random basis, which has no atoms to recompress")
-    design = Design.recorded(options, contents.atoms if k is None else k)
+    design = Design.recorded(options, k)
     kind = design.construction()
     sources = [basis.atom(index).combination for index in range(contents.atoms)]
     fresh = without_unchanged(vector.combination, engine)
@@ -66,13 +72,14 @@ def update(
         shapes,
         tuple(groups),
         base,
-        {**options, "updates": int(options.get("updates", 0)) + 1},
-        contents.dtype,
+        {**options, "k": options.get("k") if k is None else k, "updates": _updates(options) + 1},
+        floating(dtype) if dtype else contents.dtype,
     )
     with Staged(
         out,
         layout(grown),
         record(grown),
+        shard_size=shard_size,
         replace=replace_used,
         inputs=[f for comb in (*sources, fresh) for leaf in comb.leaves for f in leaf.files],
         stem="basis",
@@ -82,6 +89,16 @@ def update(
             staged.write_array(f"basis.{key}", array)
         staged.commit()
     return Basis.open(out)
+
+
+def _updates(options: Mapping[str, Any]) -> int:
+    return int(options.get("updates", 0))
+
+
+def _as_before(old: Group | None, tasks: int) -> int:
+    """The k that gives a group as many atoms as it had; one where no task had any extent."""
+    kept = old.atoms - old.codes.mean_atom if old is not None else 0
+    return min(max(kept, 1), tasks)
 
 
 def _grow(
@@ -120,7 +137,11 @@ def _grow_group(
         coordinates[: old.atoms, :tasks] = old.codes.decoder
         known, before = old.gram[:tasks, :tasks], old.error[:tasks]
     joint = coordinates.T @ gram @ coordinates
-    size = resolve_size(design.k, tasks + 1, joint, kind, design.normalize)
+    size = (
+        _as_before(old, tasks + 1)
+        if design.k is None
+        else resolve_size(design.k, tasks + 1, joint, kind, design.normalize)
+    )
     codes, lost = solve_group(joint, kind, design, size, tasks + 1)
     lost[:tasks] = (np.sqrt(before) + np.sqrt(lost[:tasks])) ** 2
     joint[:tasks, :tasks] = known  # what the originals were, not what is left of them

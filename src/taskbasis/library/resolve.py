@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from taskbasis import stored
+from taskbasis.difference import excluded
 from taskbasis.errors import FileError, UsageError
 from taskbasis.io.folder import open_tensors
 from taskbasis.library.basis import Basis
+from taskbasis.recipe import Combination
 from taskbasis.vectors import Checkpoint, TaskVector
 
 
@@ -21,7 +24,7 @@ def open_vector(
         spec: a stored task vector; a fine-tuned checkpoint, whose delta to ``base`` is meant; or
             ``LIB:NAME``, a task of a basis.
         base: what checkpoints were fine-tuned from.
-        exclude: patterns of tensors to leave out when a checkpoint is compared.
+        exclude: patterns of tensors to leave out.
 
     Raises:
         UsageError: a checkpoint without a base, or a basis without the name of a task.
@@ -29,13 +32,13 @@ def open_vector(
     """
     library, colon, task = spec.rpartition(":")
     if colon and not Path(spec).exists() and Path(library).exists():
-        return Basis.open(library)[task]
+        return _without(Basis.open(library)[task], exclude)
     store = open_tensors(spec)
     record = stored.decode(store)
     if record is not None and record["kind"] == stored.VECTOR:
-        return TaskVector.open(spec)
+        return _without(TaskVector.open(spec), exclude)
     if record is not None:
-        names = ", ".join(record["names"][:4])
+        names = ", ".join(Basis.open(spec).names[:4])
         raise UsageError(f"{spec} is a basis; name one of its tasks as {spec}:NAME ({names}, ...)")
     if base is None:
         raise UsageError(
@@ -43,6 +46,17 @@ def open_vector(
             "the vector first"
         )
     return TaskVector(base, spec, exclude)
+
+
+def _without(vector: TaskVector, exclude: Sequence[str]) -> TaskVector:
+    """The vector without tensors matching a pattern; one the base lacks too is refused."""
+    terms = []
+    for term in vector.combination.terms:
+        infos, base = term.leaf.infos, term.leaf.base
+        gone = excluded(exclude, {*infos, *base.digests})
+        kept = {name: info for name, info in infos.items() if name not in gone}
+        terms.append(replace(term, leaf=replace(term.leaf, infos=kept)))
+    return TaskVector.of(Combination(tuple(terms)))
 
 
 def task_name(spec: str) -> tuple[str, str]:

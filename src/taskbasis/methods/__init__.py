@@ -7,7 +7,9 @@ the merged delta [n].
 
 from __future__ import annotations
 
-from taskbasis.errors import UsageError, nearest
+from dataclasses import fields
+
+from taskbasis.errors import UsageError, check_option, nearest
 from taskbasis.methods.average import Average
 from taskbasis.methods.base import Method
 from taskbasis.methods.magmax import MagMax
@@ -25,16 +27,18 @@ def method(name: str, **options: float) -> Method:
     """The method called ``name`` with the given options.
 
     Raises:
-        UsageError: the name or an option is unknown; the message names the nearest.
+        UsageError: the name or an option is unknown (the message names the nearest), or a value
+            is not of the option's kind.
 
     >>> method("ties", density=0.3)
     Ties(density=0.3)
     """
     if name not in METHODS:
         raise UsageError(f"there is no method {name!r}; {nearest(name, METHODS)}")
-    known = [field for field in METHODS[name].__dataclass_fields__ if not field.startswith("_")]
-    for option in options:
-        if option not in known:
-            hint = nearest(option, known) if known else "it has none"
+    defaults = {field.name: field.default for field in fields(METHODS[name])}
+    for option, value in options.items():
+        if option not in defaults:
+            hint = nearest(option, defaults) if defaults else "it has none"
             raise UsageError(f"method {name!r} has no option {option!r}; {hint}")
+        check_option(name, option, value, defaults[option])
     return METHODS[name](**options)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.methods.base import Method, State
+from taskbasis.methods.base import Method, State, summed
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,4 @@ class Average(Method):
         return np.full(count, 1.0 / count)
 
     def apply(self, deltas: NDArray[Any], state: State) -> NDArray[Any]:
-        return np.asarray(deltas.mean(axis=0))
+        return np.asarray(summed(deltas) / len(deltas), deltas.dtype)

@@ -6,9 +6,22 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 State = Any
+
+
+def summed(rows: NDArray[Any]) -> NDArray[Any]:
+    """The sum of the rows, one after the other.
+
+    ``rows.sum(axis=0)`` takes another order when there is one column only, so the last bits
+    would depend on where a tensor is cut.
+    """
+    total = np.zeros(rows.shape[1:], rows.dtype)
+    for row in rows:
+        total += row
+    return total
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.methods.base import Method, State
+from taskbasis.methods.base import Method, State, summed
 
 
 @dataclass(frozen=True)
@@ -29,4 +29,4 @@ class TaskArithmetic(Method):
         return np.ones(count)
 
     def apply(self, deltas: NDArray[Any], state: State) -> NDArray[Any]:
-        return np.asarray(deltas.sum(axis=0))
+        return summed(deltas)

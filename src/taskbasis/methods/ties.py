@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.errors import UsageError
-from taskbasis.methods.base import Method, State
+from taskbasis.methods.base import Method, State, summed
 
 _HIGH, _LOW = 1 << 15, 1 << 16
 
@@ -70,10 +70,10 @@ class Ties(Method):
         thresholds = np.asarray(state)[:, None]
         kept = np.abs(deltas.astype(np.float32, copy=False)) >= thresholds
         trimmed = np.where(kept, deltas, 0)
-        sign = np.sign(trimmed.sum(axis=0))
+        sign = np.sign(summed(trimmed))
         agreeing = (np.sign(trimmed) == sign) & (sign != 0)
         count = np.maximum(agreeing.sum(axis=0), 1)
-        merged = np.where(agreeing, trimmed, 0).sum(axis=0) / count
+        merged = summed(np.where(agreeing, trimmed, 0)) / count
         return np.asarray(merged, deltas.dtype)
 
 

@@ -42,11 +42,11 @@ class Settings:
     patch: int = 4
     pretrain_steps: int = 100
     pretrain_rate: float = 2e-3
-    steps: int = 120
+    steps: int = 100
     rate: float = 4e-4
     batch: int = 128
     head_strength: float = 0.01
-    head_scale: float = 4.0
+    head_scale: float = 3.0
 
 
 @contextmanager

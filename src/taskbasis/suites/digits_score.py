@@ -35,7 +35,7 @@ class Encoder:
         shapes: name and shape of every tensor in its ``model.safetensors``.
 
     Raises:
-        MismatchError: the file holds a tensor that the transformer does not use.
+        MismatchError: the file's tensors are not those of the transformer.
     """
 
     def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -51,12 +51,14 @@ class Encoder:
                 state_dict=numbered,
                 add_pooling_layer=False,
             ).eval()
-        self._parameters: dict[str, Any] = {
-            names[int(parameter.flatten()[0])]: parameter for parameter in self._module.parameters()
-        }
+        found = list(self._module.parameters())
+        self._parameters = {names[int(p.flatten()[0]) % len(names)]: p for p in found}
         lost = sorted(set(names) - set(self._parameters))
-        if lost:
-            raise MismatchError(f"{folder} holds tensors that its ViTModel does not use: {lost}")
+        if lost or len(found) != len(names):
+            raise MismatchError(
+                f"{folder} holds {len(names)} tensors where its ViTModel has {len(found)}; "
+                f"it does not use {lost}"
+            )
 
     def checked(self, model: Model) -> dict[str, NDArray[np.float32]]:
         """The model's tensors as contiguous float32, sorted by name.
