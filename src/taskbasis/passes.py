@@ -231,7 +231,8 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
 
         def work(cut: Cut, scratch: Scratch, stage: int = stage, state: Any = state) -> Any:
             merge = plan.merges[cut.index]
-            deltas = widened(read_cut(merge, cut, scratch))
+            with _quietly():
+                deltas = widened(read_cut(merge, cut, scratch))
             return method.observe(stage, deltas[list(members)], state)
 
         total: Any = 0
@@ -273,7 +274,8 @@ def write(
             stretch = read_cut(merge, cut, scratch)
             bits = sink.dtype(names[0]).bits
             out = scratch.array("out", (len(names), cut.stop - cut.start), bits)
-            former.form(stretch, add_base, out, stats)
+            with _quietly():
+                former.form(stretch, add_base, out, stats)
             for name, words in zip(names, out, strict=True):
                 sink.write(name, cut.start, words)
         return stats
@@ -290,6 +292,11 @@ def write(
                 _refuse_not_finite(merge, name, row, sink, add_base)
                 totals[name] = totals.get(name, 0.0) + row
     return totals
+
+
+def _quietly() -> np.errstate:
+    """No warnings about overflow: it shows in the statistics, and is refused by name."""
+    return np.errstate(over="ignore", invalid="ignore")
 
 
 def _refuse_not_finite(

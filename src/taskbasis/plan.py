@@ -114,7 +114,7 @@ class Plan:
     def memory(self, outputs: int) -> int:
         """An upper bound of the bytes that one worker's buffers take."""
         width = 8 if any(merge.double for merge in self.merges) else 4
-        per_element = width * (2 * self.rows + self.vectors + outputs + 3)
+        per_element = width * (2 * self.rows + self.vectors + 3) + 8 * outputs
         return self.cut_size * per_element + (self.rows + 3) * BLOCK * width + (1 << 20)
 
 
@@ -168,24 +168,25 @@ def _merge(
     origin: TensorStore | None,
 ) -> Merge:
     values = [combination.coefficients(name) for combination in combinations]
-    used = [
-        leaf
-        for leaf in leaves
-        if name in leaf.infos and any(row.get(id(leaf), 0.0) != 0.0 for row in values)
-    ]
+    nonzero = {key for row in values for key, value in row.items() if value != 0.0}
+    used = [leaf for leaf in leaves if name in leaf.infos and id(leaf) in nonzero]
     holders = used or [leaf for leaf in leaves if name in leaf.infos]
     shape = holders[0].infos[name].shape
     for leaf in holders[1:]:
         shape_check(leaf.infos[name], holders[0].infos[name])
     base = _base_tensor(name, holders[0], add_to, origin, any(leaf.difference for leaf in used))
-    mixing = np.array([[row.get(id(leaf), 0.0) for leaf in used] for row in values], np.float64)
+    place = {id(leaf): r for r, leaf in enumerate(used)}
+    mixing = np.zeros((len(combinations), len(used)))
+    for t, row in enumerate(values):
+        for key in row.keys() & place.keys():
+            mixing[t, place[key]] = row[key]
     return Merge(
         name,
         shape,
         base,
         tuple(leaf.infos[name] for leaf in used),
         tuple(leaf.difference for leaf in used),
-        mixing.reshape(len(combinations), len(used)),
+        mixing,
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from taskbasis.errors import UsageError, ValueProblem, nearest
+from taskbasis.errors import UsageError, ValueProblem, nearest, require
 from taskbasis.units import bytes_text
 
 Extra = float | int | str
@@ -91,7 +91,7 @@ def t_interval(values: Sequence[float]) -> tuple[float, float, float]:
     >>> [round(x, 3) for x in t_interval([0.8, 0.9, 1.0])]
     [0.9, 0.652, 1.148]
     """
-    from scipy.special import stdtrit  # slow to import, and few rows ever need an interval
+    stdtrit = require("scipy.special", "demo", "an interval over seeds").stdtrit
 
     n = len(values)
     if n < 2:

@@ -33,10 +33,9 @@ class Autoencoder(Construction):
     depend on the seed. The exact solver therefore adds ``addition · (1 - cos²(V B 1, V 1))``, with
     the loss measured in units of its spectral bound (derived for this project). At the optimum
     the loss grows by at most the factor ``1 + addition`` over what it would be without the term.
-    On synthetic Gram matrices the default costs 0 to 0.5 %, 1.1 % at worst, the sum keeps what
-    the span allows, and seeds agree on its direction (cosine above 0.999); only where the tasks
-    oppose each other, so that several optima are about as good and there is little of a sum to
-    keep, did that cosine fall to 0.97. 0 turns the term off.
+    Where a span holds one best sum, seeds agree on it; where tasks oppose each other or their
+    spectrum falls steeply, several optima are about as good, and seeds may still differ a little.
+    0 turns the term off.
 
     *Scale.* The sum of the atoms is ``Σ_t w_t τ_t`` with ``w = B 1 >= 0`` and ``Σ_t w_t = M``, so
     a task enters with M/T on average: a grid of scales meant for the full sum must be stretched

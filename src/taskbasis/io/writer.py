@@ -7,6 +7,7 @@ from the start, any thread may write any piece at any time.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import math
@@ -25,7 +26,6 @@ from numpy.typing import NDArray
 from taskbasis.errors import FileError, UsageError
 from taskbasis.io.dtypes import DType, to_array
 from taskbasis.io.safetensors import make_header
-from taskbasis.io.tensors import TensorInfo
 from taskbasis.units import bytes_text
 
 MODE = 0o644
@@ -264,7 +264,7 @@ class Staged:
             _sync_folder(self._hidden)
             if self.is_file:
                 self._show(self._hidden / self._shards[0].file)
-                self._hidden.rmdir()
+                shutil.rmtree(self._hidden)
             else:
                 self._show(self._hidden)
             _sync_folder(self.out.resolve().parent)
@@ -277,13 +277,15 @@ class Staged:
         if (self.is_file and not folder) or not os.path.lexists(self.out):
             os.replace(made, self.out)
             return
-        retired = self._hidden.with_suffix(".replaced")
-        os.rename(self.out, retired)
-        try:
-            os.rename(made, self.out)
-        except BaseException:
-            os.rename(retired, self.out)
-            raise
+        retired = made
+        if not exchange(made, self.out):
+            retired = self._hidden.with_suffix(".replaced")
+            os.rename(self.out, retired)
+            try:
+                os.rename(made, self.out)
+            except BaseException:
+                os.rename(retired, self.out)
+                raise
         if folder:
             shutil.rmtree(retired)
         else:
@@ -325,14 +327,16 @@ def _reserve(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, where the system can (Linux); says whether it did."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    return rename is not None and rename(here, bytes(one), here, bytes(other), swap) == 0
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def as_outputs(infos: Iterable[TensorInfo], dtype: DType | None = None) -> list[OutputTensor]:
-    """Outputs shaped like the given tensors, in another dtype where one is given."""
-    return [OutputTensor(info.name, dtype or info.dtype, info.shape) for info in infos]

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from taskbasis.basis import Construction, construction
+from taskbasis.basis import Cluster, Construction, construction
 from taskbasis.basis.cluster import INNER
 from taskbasis.errors import UsageError
 from taskbasis.library.groups import Granularity
 from taskbasis.methods import Method, method
+
+_OF_CLUSTER = {known.name for known in fields(Cluster)}
 
 Budget = Literal["even", "spectrum"]
 Size = int | float | str | None
@@ -41,15 +43,19 @@ class Design:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def construction(self) -> Construction:
-        """The construction, with its options and the seed where it takes one."""
+        """The construction, with its options and the seed where it takes one.
+
+        Raises:
+            UsageError: the method or an option is unknown.
+        """
+        if "seed" in self.options:
+            raise UsageError("the seed is a field of the design (--random-seed), not an option")
         options = dict(self.options)
         if self.inner is not None:
+            options = {name: value for name, value in options.items() if name in _OF_CLUSTER}
             options.pop("inner")
-            for field_ in fields(self.inner):
-                options.pop(field_.name, None)
-        probe = construction(self.method)
-        if "seed" in getattr(probe, "__dataclass_fields__", {}):
-            options.setdefault("seed", self.seed)
+        if "seed" in getattr(construction(self.method), "__dataclass_fields__", {}):
+            options["seed"] = self.seed
         return construction(self.method, **options)
 
     @property
@@ -58,8 +64,7 @@ class Design:
         name = self.options.get("inner")
         if self.method != "cluster" or name is None or name in INNER:
             return None
-        known = ("density",)
-        return method(str(name), **{k: v for k, v in self.options.items() if k in known})
+        return method(str(name), **{k: v for k, v in self.options.items() if k not in _OF_CLUSTER})
 
     def described(self) -> dict[str, Any]:
         """As plain data, for the record in the file."""

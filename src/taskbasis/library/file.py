@@ -165,7 +165,9 @@ def _check(contents: Contents) -> None:
     tasks, tensors = len(contents.names), [t for group in contents.groups for t in group.tensors]
     if len(set(contents.names)) != tasks or len(set(tensors)) != len(tensors):
         raise ValueError("a name twice")
-    if not tensors or any(length < 0 for shape in contents.shapes.values() for length in shape):
+    if not all(group.tensors for group in contents.groups) or not tensors:
+        raise ValueError("a group without tensors")
+    if any(length < 0 for shape in contents.shapes.values() for length in shape):
         raise ValueError("tensors that cannot be")
     if contents.dtype is None:
         int(contents.options["seed"])

@@ -10,7 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.basis.codes import Codes
+from taskbasis.basis.gram import root
 from taskbasis.errors import UsageError, nearest
+
+NOTHING = 1e-20
+"""A squared norm below this part of the largest task's is rounding."""
 
 Granularity = Literal["model", "layer", "tensor"]
 
@@ -85,10 +89,14 @@ class Group:
 
 
 def relative_errors(groups: Sequence[Group]) -> NDArray[np.float64]:
-    """Per task, the norm of what is lost over the norm of its vector; 0 for a zero vector."""
+    """Per task, the norm of what is lost over the norm of its vector.
+
+    For a zero vector 0 when it is recovered as zero, and infinity when it is not.
+    """
     squares = np.sum([np.diag(group.gram)[: len(group.error)] for group in groups], axis=0)
     lost = np.sum([group.error for group in groups], axis=0)
-    return np.asarray(np.sqrt(np.divide(lost, squares, out=np.zeros_like(lost), where=squares > 0)))
+    of_zero = np.where(lost > NOTHING * squares.max(initial=0.0), np.inf, 0.0)
+    return np.asarray(np.sqrt(np.divide(lost, squares, out=of_zero, where=squares > 0)))
 
 
 def sum_cosines(groups: Sequence[Group]) -> tuple[float, float]:
@@ -113,6 +121,9 @@ def sum_cosines(groups: Sequence[Group]) -> tuple[float, float]:
 
 
 def squared_losses(gram: NDArray[np.float64], codes: Codes) -> NDArray[np.float64]:
-    """[T] squared norms of ``V (B W - [I; 0])``, column by column."""
+    """[T] squared norms of ``V (B W - [I; 0])``, column by column.
+
+    Measured on R with ``R'R = G``, which keeps the digits of short vectors beside long ones.
+    """
     error = codes.encoder @ codes.decoder - np.eye(len(gram), codes.tasks)
-    return np.asarray(np.clip(np.einsum("nt,nm,mt->t", error, gram, error), 0.0, None))
+    return np.asarray(np.sum((root(gram) @ error) ** 2, axis=0))

@@ -38,8 +38,9 @@ def open_vector(
     if record is not None and record["kind"] == stored.VECTOR:
         return _without(TaskVector.open(spec), exclude)
     if record is not None:
-        names = ", ".join(Basis.open(spec).names[:4])
-        raise UsageError(f"{spec} is a basis; name one of its tasks as {spec}:NAME ({names}, ...)")
+        names = Basis.open(spec).names
+        known = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+        raise UsageError(f"{spec} is a basis; name one of its tasks as {spec}:NAME ({known})")
     if base is None:
         raise UsageError(
             f"{spec} is a checkpoint, not a task vector; pass its base with --base, or extract "

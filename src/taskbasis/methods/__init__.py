@@ -23,7 +23,7 @@ METHODS: dict[str, type[Method]] = {
 __all__ = ["METHODS", "Average", "MagMax", "Method", "TaskArithmetic", "Ties", "method"]
 
 
-def method(name: str, **options: float) -> Method:
+def method(name: str, /, **options: float) -> Method:
     """The method called ``name`` with the given options.
 
     Raises:

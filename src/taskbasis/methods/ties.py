@@ -83,8 +83,8 @@ def _magnitude_bits(deltas: NDArray[Any]) -> NDArray[np.uint32]:
 
 
 def _locate(counts: NDArray[Any], rank: int) -> tuple[int, int]:
-    """The bin holding the ``rank``-th largest entry, and its rank within that bin."""
+    """The bin holding the ``rank``-th largest entry, and its rank within it; 0 without entries."""
     above = np.cumsum(counts[::-1])
-    position = int(np.searchsorted(above, rank))
+    position = min(int(np.searchsorted(above, rank)), len(counts) - 1)
     before = int(above[position - 1]) if position else 0
     return len(counts) - 1 - position, rank - before

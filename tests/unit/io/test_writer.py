@@ -23,7 +23,7 @@ from taskbasis.errors import FileError, UsageError
 from taskbasis.io import writer
 from taskbasis.io.dtypes import BF16, BY_NAME, F32
 from taskbasis.io.folder import open_tensors
-from taskbasis.io.writer import MemorySink, OutputTensor, Staged, as_outputs, plan_shards
+from taskbasis.io.writer import MemorySink, OutputTensor, Staged, plan_shards
 
 Stage = Callable[..., Path]
 Leftovers = Callable[[Path], list[str]]
@@ -211,7 +211,7 @@ def test_words_of_another_width_are_a_mistake(tmp_path: Path) -> None:
 
 
 def test_in_memory() -> None:
-    sink = MemorySink(as_outputs(iter([]), None))
+    sink = MemorySink([])
     assert sink.arrays() == {}
     sink = MemorySink(OUTPUTS)
     for name, array in TENSORS.items():
@@ -272,8 +272,9 @@ def test_nothing_is_left_after_the_disk_fails(
 
     used = {"replace"} if call == "rename" else set()
     monkeypatch.setattr(os, call, full)
-    if call == "rename":  # only used when a folder stands in the way
+    if call == "rename":  # only used when a folder stands in the way and cannot be exchanged
         monkeypatch.undo()
+        monkeypatch.setattr(writer, "exchange", lambda one, other: False)
         out.mkdir()
         (out / "old").write_text("old")
         monkeypatch.setattr(os, call, full)
@@ -291,6 +292,7 @@ def test_what_stood_there_comes_back_when_the_swap_fails(
 ) -> None:
     out.mkdir()
     (out / "old").write_text("old")
+    monkeypatch.setattr(writer, "exchange", lambda one, other: False)
     real, calls = os.rename, []
 
     def second_fails(source: Path, target: Path) -> None:
@@ -465,8 +467,6 @@ def test_a_failure_leaves_the_old_one(out: Path, stage: Stage, leftovers: Leftov
 def test_a_reader_sees_nothing_or_all(out: Path, stage: Stage) -> None:
     """While outputs are made again and again, whoever opens the name gets one or the other."""
     versions = [{"a": np.full(50_000, n, np.float32)} for n in range(2)]
-    if not out.suffix:
-        pytest.skip("a folder is replaced by two renames; only a file's swap is one")
     stage(out, versions[0])
     stop, seen = threading.Event(), set()
 
@@ -517,3 +517,27 @@ def test_every_byte_is_flushed_before_it_is_shown(
     stage(out, {f"t{n}": np.ones(4, np.float32) for n in range(3)}, shard_size=16)
     shards = 1 if out.suffix else 3
     assert events == ["sync"] * (shards + 1) + ["show", "sync"]
+
+
+def test_two_names_are_swapped_in_one_step(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.write_text("a file")
+    if not writer.exchange(one, other):
+        pytest.skip("this system cannot exchange two names; two renames are used instead")
+    assert one.read_text() == "a file"
+    assert other.is_dir()
+    assert not writer.exchange(one, tmp_path / "missing")
+
+
+@pytest.mark.parametrize("swaps", [True, False])
+def test_replacing_works_with_and_without_a_swap(
+    out: Path, swaps: bool, monkeypatch: pytest.MonkeyPatch, stage: Stage
+) -> None:
+    if not swaps:
+        monkeypatch.setattr(writer, "exchange", lambda one, other: False)
+    out.mkdir()
+    (out / "old").write_text("old")
+    stage(out, TENSORS, replace=True)
+    holds(out, TENSORS)
+    assert list(out.parent.iterdir()) == [out]
