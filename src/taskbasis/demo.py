@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from taskbasis.library import Basis, Design, fit
 from taskbasis.plot import gram_plot, storage_plot
 from taskbasis.report import FULL, Report, Row
 from taskbasis.suites.digits import DigitsWorld, prepare
+from taskbasis.suites.digits_model import Settings
 from taskbasis.vectors import Checkpoint, EditedModel, TaskVector
 
 DESIGNS: Mapping[str, Design] = {
@@ -47,9 +48,7 @@ DESIGNS: Mapping[str, Design] = {
     "random selection": Design(method="select", options={"strategy": "random"}),
     "random directions": Design(method="random"),
 }
-"""What is compared, each at half and at a quarter of the tasks."""
-
-SHARES = (0.5, 0.25)
+"""What is compared."""
 
 EFFORT = Effort(coarse=(0.0, 0.2, 0.3, 0.4, 0.6, 1.0), per_size=1)
 
@@ -67,6 +66,23 @@ COLUMNS = (
 )
 
 Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Story:
+    """How much of the story is told.
+
+    Attributes:
+        designs: what is compared, by name.
+        shares: sizes of bases, as shares of the tasks.
+        effort: how much each is tried.
+        settings: how the models are made.
+    """
+
+    designs: Mapping[str, Design] = field(default_factory=lambda: DESIGNS)
+    shares: Sequence[float] = (0.5, 0.25)
+    effort: Effort = EFFORT
+    settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True)
@@ -115,7 +131,7 @@ def flat(vector: TaskVector, base: Model) -> NDArray[np.float32]:
     return np.concatenate(rows).astype(np.float32, copy=False)
 
 
-def run(folder: Path, seeds: Sequence[int], tell: Tell) -> Report:
+def run(folder: Path, seeds: Sequence[int], tell: Tell, story: Story | None = None) -> Report:
     """Make, build and judge everything; returns the rows of all seeds.
 
     Seeds run side by side, one processor each. Writes ``report.json``, ``report.md``,
@@ -123,7 +139,7 @@ def run(folder: Path, seeds: Sequence[int], tell: Tell) -> Report:
     vectors and bases of every seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    work = partial(run_seed, folder, tell=tell)
+    work = partial(run_seed, folder, tell=tell, story=story or Story())
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(available_workers(), len(seeds)), context) as pool:
         report = Report(row for rows in pool.map(work, seeds) for row in rows)
@@ -131,14 +147,14 @@ def run(folder: Path, seeds: Sequence[int], tell: Tell) -> Report:
     return report
 
 
-def run_seed(folder: Path, seed: int, tell: Tell) -> list[Row]:
+def run_seed(folder: Path, seed: int, tell: Tell, story: Story) -> list[Row]:
     """The rows of one seed; linear algebra keeps to one thread, since seeds share the machine."""
     limits = require("threadpoolctl", "demo", "the demo")
     with limits.threadpool_limits(1):
         tell(f"seed {seed}: making the base and its fine-tunes")
         place = folder / f"seed-{seed}"
-        world = prepare(place / "models", seed)
-        return judge_seed(world, place, tell)
+        world = prepare(place / "models", seed, settings=story.settings)
+        return judge_seed(world, place, tell, story)
 
 
 def write_results(report: Report, folder: Path, seed: int) -> None:
@@ -152,11 +168,11 @@ def write_results(report: Report, folder: Path, seed: int) -> None:
         "subset normalised",
         "Sums of random subsets of the tasks: accuracy / accuracy of the fine-tuned models",
     )
-    first = Basis.open(folder / f"seed-{seed}" / "bases" / "svd-0.5.safetensors")
-    gram_plot(first.cosines, list(first.names), folder / "cosines.png")
+    made = min((folder / f"seed-{seed}" / "bases").iterdir())
+    gram_plot(Basis.open(made).cosines, Basis.open(made).names, folder / "cosines.png")
 
 
-def judge_seed(world: DigitsWorld, place: Path, tell: Tell) -> list[Row]:
+def judge_seed(world: DigitsWorld, place: Path, tell: Tell, story: Story) -> list[Row]:
     """The rows of one seed: references, full task arithmetic, and every basis."""
     base = EditedModel(Checkpoint(world.base)).tensors()
     tuned = {name: EditedModel(Checkpoint(path)).tensors() for name, path in world.tuned.items()}
@@ -166,13 +182,13 @@ def judge_seed(world: DigitsWorld, place: Path, tell: Tell) -> list[Row]:
     storage = sum(path.stat().st_size for path in (place / "vectors").iterdir())
     full = InMemory(tuple(vectors), storage, base, deltas, deltas.sum(axis=0))
     rows = reference_rows(yardstick, storage)
-    rows += judge(full, yardstick, FULL, EFFORT)
+    rows += judge(full, yardstick, FULL, story.effort)
     rows += judge_left_out(_left_out(full, None), full, yardstick, FULL)
-    for label, design in DESIGNS.items():
-        for share in SHARES:
+    for label, design in story.designs.items():
+        for share in story.shares:
             made = build(vectors, place, label, replace(design, k=share, seed=world.seed))
             tell(f"seed {world.seed}: judging {label} at {share:g} of the tasks")
-            judged = judge_basis(made, full, yardstick, label)
+            judged = judge_basis(made, full, yardstick, label, story.effort)
             rows += [replace(row, extras={**row.extras, "family": label}) for row in judged]
     return rows
 
@@ -195,7 +211,9 @@ def build(vectors: Mapping[str, TaskVector], place: Path, label: str, design: De
     return fit(vectors, out, design, replace_used=True, engine=Engine(workers=1))
 
 
-def judge_basis(made: Basis, full: InMemory, yardstick: Yardstick, label: str) -> list[Row]:
+def judge_basis(
+    made: Basis, full: InMemory, yardstick: Yardstick, label: str, effort: Effort
+) -> list[Row]:
     """All rows of one basis: the recovered sum and the atom sum are added separately."""
     atoms = made.contents.atoms
     design = Design.recorded(made.contents.options, atoms)
@@ -203,7 +221,7 @@ def judge_basis(made: Basis, full: InMemory, yardstick: Yardstick, label: str) -
     collection = InMemory(made.names, made.nbytes, full.base, recovered, recovered.sum(axis=0))
     summed = flat(made.add_atoms(), full.base) * np.float32(_per_task(made))
     method = f"{label} k={_wanted(made)}"
-    rows = judge(collection, yardstick, method, EFFORT)
+    rows = judge(collection, yardstick, method, effort)
     by_atoms = judge_addition(replace(collection, total=summed), yardstick, method)
     rows += [replace(row, metric=row.metric.replace("addition", "atom sum")) for row in by_atoms]
     if len(made.contents.groups) > 1:  # codes of their own per tensor: not projected as one

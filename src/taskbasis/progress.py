@@ -35,6 +35,7 @@ class Bar:
     """A bar on the standard error stream with bytes, rate and time left (uses rich)."""
 
     def task(self, title: str, total: int) -> AbstractContextManager[Tick]:
+        """A bar for a piece of work of ``total`` bytes, shown while the context is open."""
         return _BarTask(title, total)
 
 
