@@ -85,6 +85,10 @@ class Story:
     settings: Settings = field(default_factory=Settings)
 
 
+WHOLE = Story()
+"""What the verb tells."""
+
+
 @dataclass(frozen=True)
 class InMemory:
     """A collection of task vectors small enough to hold: the base and [T, d] deltas, flat.
@@ -139,7 +143,7 @@ def run(folder: Path, seeds: Sequence[int], tell: Tell, story: Story | None = No
     vectors and bases of every seed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    work = partial(run_seed, folder, tell=tell, story=story or Story())
+    work = partial(run_seed, folder, tell=tell, story=story or WHOLE)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(available_workers(), len(seeds)), context) as pool:
         report = Report(row for rows in pool.map(work, seeds) for row in rows)

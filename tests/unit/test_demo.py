@@ -93,7 +93,7 @@ def test_the_verb_runs_seeds_in_processes_of_their_own(
     """The same rows as in this process: nothing depends on who runs it."""
     folder, report = told
     story = replace(STORY, designs={"autoencoder": Design()})
-    monkeypatch.setattr(demo, "Story", lambda: story)
+    monkeypatch.setattr(demo, "WHOLE", story)
     assert cli(["demo", "--seeds", "1", "--quiet", "-o", str(folder)]) == 0
     printed = capsys.readouterr().out
     assert "autoencoder k=4" in printed
