@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 from numba import types
+from numba.core.event import Listener, register, unregister
 from numba.extending import overload
 from numpy.typing import NDArray
 
@@ -295,3 +296,29 @@ def decode(words: NDArray[Any], out: NDArray[Any]) -> None:
     [1.0, -2.0]
     """
     _decode(words, out)
+
+
+class _Once(Listener):  # type: ignore[misc]
+    """Tells of the first compilation only; the others follow within seconds."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell: Callable[[], None] | None = tell
+
+    def on_start(self, event: Any) -> None:
+        if self._tell is not None:
+            tell, self._tell = self._tell, None
+            tell()
+
+    def on_end(self, event: Any) -> None:
+        pass
+
+
+def on_first_compilation(tell: Callable[[], None]) -> Callable[[], None]:
+    """Call ``tell`` when a kernel has to be compiled, not when it comes from the cache.
+
+    Returns:
+        What stops the listening.
+    """
+    listener = _Once(tell)
+    register("numba:compile", listener)
+    return lambda: unregister("numba:compile", listener)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ml_dtypes
+import numba
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -273,3 +274,14 @@ def test_cosines_of_long_vectors() -> None:
     lengths = np.sqrt(np.diag(out))
     cosines = np.tril(out / np.outer(lengths, lengths))
     np.testing.assert_allclose(cosines[np.tril_indices(3)], 1.0, atol=1e-6)
+
+
+def test_the_first_compilation_is_told_once() -> None:
+    """A signature nobody else uses: numba has to compile it, then finds it in memory."""
+    told: list[str] = []
+    stop = kernels.on_first_compilation(lambda: told.append("compiling"))
+    fresh = numba.njit(lambda x: x + 1)
+    assert fresh(1) == 2
+    assert fresh(1.5) == 2.5
+    assert told == ["compiling"]
+    stop()

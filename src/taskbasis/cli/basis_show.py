@@ -39,4 +39,4 @@ def show_basis(basis: Basis) -> None:
         ]
         for name in basis.names
     ]
-    print_table("", ["task", "norm", f"relative error{bound}", ""], rows)
+    print_table("", ["task", "norm", f"relative error{bound}", "note"], rows)

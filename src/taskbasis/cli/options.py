@@ -50,8 +50,13 @@ def engine_options(function: F) -> F:
 def make_engine(workers: int | None, memory: int | None, quiet: bool) -> Engine:
     """An engine as the options say; the bar is shown to people, not to pipes."""
     from taskbasis.engine import Engine, available_workers
+    from taskbasis.kernels import on_first_compilation
     from taskbasis.progress import Bar, Silent
 
+    if not quiet:
+        on_first_compilation(
+            lambda: click.echo("compiling the kernels for this machine, once", err=True)
+        )
     shown = not quiet and sys.stderr.isatty()
     return Engine(workers or available_workers(), memory, Bar() if shown else Silent())
 
