@@ -228,7 +228,7 @@ def save_model(
         former = edit.former(plan, engine)
         totals = write(plan, staged, former, lambda name: (name,), True, engine)
         if not staged.is_file:
-            recipe = json.dumps(edit.recipe(), indent=2, ensure_ascii=False) + "\n"
+            recipe = json.dumps(edit.recipe(), indent=2) + "\n"
             staged.add_file(RECIPE_FILE, recipe.encode())
             _copy_side_files(edit.base.path, staged, dtype)
         staged.commit()

@@ -24,7 +24,8 @@ BASIS = "basis"
 def encode(kind: str, fields: Mapping[str, Any]) -> dict[str, str]:
     """The metadata of a file of the given kind."""
     content = {"kind": kind, "version": VERSION, **fields}
-    return {"format": "pt", KEY: json.dumps(content, ensure_ascii=False, separators=(",", ":"))}
+    # Escaped to ASCII: a path that is not UTF-8 could not be written otherwise.
+    return {"format": "pt", KEY: json.dumps(content, separators=(",", ":"))}
 
 
 def decode(store: TensorStore) -> dict[str, Any] | None:

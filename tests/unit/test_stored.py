@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,19 @@ def test_a_basis_is_not_a_vector(vector: Path) -> None:
     fit({"math": TaskVector.open(vector)}, library, Design(1))
     with pytest.raises(HeaderError, match="is a basis; extract a task vector from it first"):
         TaskVector.open(library)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="paths are bytes on POSIX only")
+def test_a_path_that_is_not_utf_8(tiny_checkpoints: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tiny_checkpoints) + b"/\xff-\xcf\x84"))
+    try:
+        (tiny_checkpoints / "base").rename(odd)
+    except OSError:  # pragma: no cover - some file systems take UTF-8 only
+        pytest.skip("this file system refuses such names")
+    out = tiny_checkpoints / "math.safetensors"
+    vector = TaskVector(odd, tiny_checkpoints / "math")
+    vector.save(out)
+    assert TaskVector.open(out).combination.leaves[0].base.name == str(odd)
+    (Checkpoint(odd) + vector).save(tiny_checkpoints / "out")
+    recipe = json.loads((tiny_checkpoints / "out" / "taskbasis_recipe.json").read_text())
+    assert recipe["base"] == str(odd)

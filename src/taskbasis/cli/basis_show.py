@@ -23,12 +23,16 @@ def show_basis(basis: Basis) -> None:
     click.echo(
         f"{bytes_text(basis.nbytes)} instead of {bytes_text(basis.full_nbytes)}: {saved:.1%} saved"
     )
+    loss, bound = basis.loss_and_bound
+    click.echo(
+        f"reconstruction loss {loss:.6g}; no {contents.atoms} atoms lose less than {bound:.6g}"
+    )
     atoms, recovered = basis.sum_cosines
     click.echo(
         f"cosine to the sum of all vectors: {atoms:.4f} for the sum of atoms, "
         f"{recovered:.4f} for the recovered sum"
     )
-    bound = " (upper bound)" if options.get("updates") else ""
+    state = " (upper bound)" if options.get("updates") else ""
     norms, errors = basis.norms, basis.errors
     rows = [
         [
@@ -39,4 +43,4 @@ def show_basis(basis: Basis) -> None:
         ]
         for name in basis.names
     ]
-    print_table("", ["task", "norm", f"relative error{bound}", "note"], rows)
+    print_table("", ["task", "norm", f"relative error{state}", "note"], rows)

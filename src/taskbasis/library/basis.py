@@ -16,7 +16,7 @@ from taskbasis.io.dtypes import F32
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import TensorStore
 from taskbasis.library.file import Contents, atom_leaves, noise_leaf, parse
-from taskbasis.library.groups import relative_errors, sum_cosines
+from taskbasis.library.groups import loss_and_bound, relative_errors, sum_cosines
 from taskbasis.passes import gram_by_tensor
 from taskbasis.plan import make_plan
 from taskbasis.recipe import Combination, Leaf, Term
@@ -98,6 +98,15 @@ class Basis:
         norms = np.sqrt(np.diag(gram))
         scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
         return np.asarray(gram * scale[:, None] * scale[None])
+
+    @property
+    def loss_and_bound(self) -> tuple[float, float]:
+        """What all tasks lose together, and the least any atoms of these sizes could lose.
+
+        ``||V_hat - V||^2 / T^2`` and its spectral bound; after an update the first is an upper
+        bound, as the errors are.
+        """
+        return loss_and_bound(self.contents.groups)
 
     @property
     def sum_cosines(self) -> tuple[float, float]:

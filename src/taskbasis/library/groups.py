@@ -99,6 +99,21 @@ def relative_errors(groups: Sequence[Group]) -> NDArray[np.float64]:
     return np.asarray(np.sqrt(np.divide(lost, squares, out=of_zero, where=squares > 0)))
 
 
+def loss_and_bound(groups: Sequence[Group]) -> tuple[float, float]:
+    """What all tasks lose together, and the least that any atoms of these sizes could lose.
+
+    ``||V_hat - V||^2 / T^2``, and per group the eigenvalues of its Gram matrix beyond its atoms
+    (Eckart and Young), summed and divided alike. The loss is that of TVB v4/v5.
+    """
+    tasks = groups[0].codes.tasks
+    least = 0.0
+    for group in groups:
+        energies = np.linalg.svd(root(group.gram[:tasks, :tasks]), compute_uv=False) ** 2
+        least += float(np.sum(energies[group.atoms :]))
+    lost = float(np.sum([group.error for group in groups]))
+    return lost / tasks**2, least / tasks**2
+
+
 def sum_cosines(groups: Sequence[Group]) -> tuple[float, float]:
     """Cosines to the sum of all vectors: of the sum of atoms, and of the sum recovered.
 
