@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import reprlib
 import struct
 from collections.abc import Iterable, Mapping
@@ -35,10 +36,11 @@ def read_safetensors(path: Path) -> TensorStore:
         FileError: the file is missing or cannot be read.
         HeaderError: the header and the file disagree, in a sentence naming the tensor.
     """
-    raw, data_start, file_size = _header_bytes(path)
+    raw, seen = _header_bytes(path)
+    data_start = 8 + len(raw)
     entries = _parse(path, raw)
     metadata = _metadata(path, entries.pop("__metadata__", {}))
-    blob = FileBlob(path)
+    blob = FileBlob(path, seen)
     spans: list[tuple[int, int, str]] = []
     infos: dict[str, TensorInfo] = {}
     for name in sorted(entries):
@@ -51,16 +53,17 @@ def read_safetensors(path: Path) -> TensorStore:
             )
         infos[name] = info
         spans.append((begin, end, name))
-    _check_layout(path, spans, file_size - data_start)
+    _check_layout(path, spans, seen.st_size - data_start)
     return TensorStore(path, infos, metadata, (path,))
 
 
-def _header_bytes(path: Path) -> tuple[bytes, int, int]:
+def _header_bytes(path: Path) -> tuple[bytes, os.stat_result]:
     if path.exists() and not path.is_file():
         raise FileError(f"{path}: is not a file")
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size
+            seen = os.fstat(file.fileno())
+            size = seen.st_size
             head = file.read(8)
             if len(head) < 8:
                 raise HeaderError(f"{path}: {size} bytes are too few for a safetensors file")
@@ -78,7 +81,7 @@ def _header_bytes(path: Path) -> tuple[bytes, int, int]:
             raw = file.read(length)
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror}") from None
-    return raw, 8 + length, size
+    return raw, seen
 
 
 def _parse(path: Path, raw: bytes) -> dict[str, Any]:

@@ -34,10 +34,15 @@ class Blob(Protocol):
 
 
 class FileBlob:
-    """A file, read with ``pread`` into the caller's buffer: nothing is mapped, nothing kept."""
+    """A file, read with ``pread`` into the caller's buffer: nothing is mapped, nothing kept.
 
-    def __init__(self, path: Path) -> None:
+    It is opened when it is first read. Where ``seen`` says what file its header was read from,
+    another one that has taken its name since then is refused, not read with the wrong offsets.
+    """
+
+    def __init__(self, path: Path, seen: os.stat_result | None = None) -> None:
         self.path = path
+        self._seen = seen
         self._descriptor: int | None = None
         self._lock = threading.Lock()
 
@@ -52,6 +57,10 @@ class FileBlob:
                     self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise FileError(f"{self.path}: cannot be opened: {error.strerror}") from None
+                if self._seen and not os.path.samestat(self._seen, os.fstat(self._descriptor)):
+                    os.close(self._descriptor)
+                    self._descriptor = None
+                    raise FileError(f"{self.path}: was replaced since it was opened; open it again")
             return self._descriptor
 
     def read_into(self, offset: int, buffer: memoryview) -> None:

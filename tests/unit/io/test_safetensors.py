@@ -177,6 +177,20 @@ def test_a_file_that_vanishes_before_it_is_read(tmp_path: Path) -> None:
         store["a"].load()
 
 
+def test_a_file_that_is_replaced_before_it_is_read(tmp_path: Path) -> None:
+    """Its bytes stand elsewhere: the old header's offsets would give numbers of no meaning."""
+    path, other = tmp_path / "x.safetensors", tmp_path / "y.safetensors"
+    for name, file in (("a", path), ("another name", other)):
+        safetensors.numpy.save_file({name: bits("F32", (100,))}, file)
+    read, unread = read_safetensors(path), read_safetensors(path)
+    before = read["a"].load()
+    other.replace(path)
+    with pytest.raises(FileError, match="was replaced since it was opened") as caught:
+        unread["a"].load()
+    assert str(path) in str(caught.value)
+    assert_same(read["a"].load(), before)
+
+
 def test_a_missing_name_is_named_with_its_nearest(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     safetensors.numpy.save_file({"encoder.weight": bits("F32", (1,))}, path)
