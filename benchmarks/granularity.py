@@ -15,13 +15,26 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import images
+import images_models
 import numpy as np
+from cases import (
+    ADDED,
+    ATOMS,
+    CODES,
+    ERROR,
+    KEPT,
+    RECOVERY,
+    SUBSET,
+    TARGET,
+    judge_basis,
+    judge_cases,
+    rows_of,
+)
 from paired import Difference, Factors, Outcome, compare, table
 
 from taskbasis import Basis, Design, fit
@@ -29,14 +42,7 @@ from taskbasis.demo import InMemory, flat, store_vectors
 from taskbasis.engine import Engine
 from taskbasis.errors import require
 from taskbasis.evaluate import (
-    Collection,
     Effort,
-    Model,
-    Yardstick,
-    draw_subsets,
-    judge_addition,
-    judge_negation,
-    judge_recovery,
     measure,
     reference_rows,
 )
@@ -60,10 +66,6 @@ SHARES = (2, 4)
 FINE = (*(i / 20 for i in range(13)), 0.8, 1.0)
 COARSE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)
 
-ADDED, ATOMS = "addition normalised", "atom sum normalised"
-SUBSET, RECOVERY = "subset normalised", "recovery normalised"
-TARGET, KEPT = "negation target", "negation control"
-ERROR, CODES = "relative error", "codes KiB"
 COLUMNS = (CODES, ADDED, ATOMS, SUBSET, RECOVERY, TARGET, KEPT, ERROR)
 
 AGAINST = (
@@ -74,29 +76,6 @@ AGAINST = (
     ("tensor spectrum", "tensor even"),
     ("tensor spectrum", "model"),
 )
-
-Case = tuple[str, str, float]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Some tasks of a collection, judged as if they were all of it."""
-
-    whole: Collection
-    names: Sequence[str]
-
-    @property
-    def storage_bytes(self) -> int:
-        """What the whole takes."""
-        return self.whole.storage_bytes
-
-    def combine(self, weights: Mapping[str, float]) -> Model:
-        """As the whole does."""
-        return self.whole.combine(weights)
-
-    def add(self, scale: float) -> Model:
-        """The sum of these tasks."""
-        return self.whole.combine(dict.fromkeys(self.names, scale))
 
 
 def all_factors(tasks: int) -> list[Factors]:
@@ -132,61 +111,6 @@ def label_of(factors: Factors) -> str:
     return "{method}, {groups}, {normalize}, k={k}".format(**factors)
 
 
-def judge_cases(collection: Collection, yardstick: Yardstick, effort: Effort) -> list[Case]:
-    """What :func:`taskbasis.evaluate.judge` asks, each subset and each task on its own."""
-    names = tuple(collection.names)
-    found = _added(Part(collection, names), yardstick, ADDED, effort.grid)
-    for subset in draw_subsets(names, effort.per_size, yardstick.seed):
-        found += _added(Part(collection, subset), yardstick, SUBSET, effort.coarse)
-    for name in names:
-        one = Part(collection, (name,))
-        rows = [*judge_negation(one, yardstick, "", effort), *judge_recovery(one, yardstick, "")]
-        wanted = (TARGET, KEPT, RECOVERY)
-        found += [(row.metric, name, row.value) for row in rows if row.metric in wanted]
-    return found
-
-
-def _added(part: Part, yardstick: Yardstick, metric: str, grid: Sequence[float]) -> list[Case]:
-    rows = judge_addition(part, yardstick, "", grid)
-    case = "+".join(part.names)
-    return [(metric, case, row.value) for row in rows if row.metric == ADDED]
-
-
-def judge_basis(
-    made: Basis, full: InMemory, yardstick: Yardstick, effort: Effort
-) -> tuple[int, list[Case]]:
-    """Bytes on the disk, and all cases of one basis."""
-    recovered = np.stack([flat(made[name], full.base) for name in made.names])
-    size = made.path.stat().st_size
-    collection = InMemory(made.names, size, full.base, recovered, recovered.sum(axis=0))
-    found = judge_cases(collection, yardstick, effort)
-    if made.contents.options["method"] == "svd":  # its atom sum is the recovered sum
-        found += [(ATOMS, case, value) for metric, case, value in found if metric == ADDED]
-    else:
-        total = flat(made.add_atoms(), full.base) * np.float32(len(made.names) / mean_atoms(made))
-        rows = judge_addition(replace(collection, total=total), yardstick, "", effort.grid)
-        found += [(ATOMS, "+".join(made.names), row.value) for row in rows if row.metric == ADDED]
-    found += [(ERROR, name, error) for name, error in made.errors.items()]
-    atoms = sum(i.nbytes for name, i in made.store.infos.items() if name.startswith("atom."))
-    return size, [*found, (CODES, "", (size - atoms) / 1024)]
-
-
-def mean_atoms(made: Basis) -> float:
-    """Atoms per group: with them the average task enters an atom sum with M/T."""
-    return float(np.mean([group.atoms for group in made.contents.groups]))
-
-
-def rows_of(method: str, size: int, seed: int, cases: Iterable[Case]) -> list[Row]:
-    """One row per metric: the mean over its cases."""
-    values: dict[str, list[float]] = {}
-    for metric, _, value in cases:
-        values.setdefault(metric, []).append(value)
-    return [
-        Row(method, size, metric, float(np.mean(found)), len(found), seed, "test")
-        for metric, found in values.items()
-    ]
-
-
 def judge_world(world: Any, place: Path, effort: Effort) -> tuple[list[Row], list[Outcome]]:
     """Rows and single outcomes of one seed."""
     base = EditedModel(Checkpoint(world.base)).tensors()
@@ -219,8 +143,10 @@ def run_seed(options: argparse.Namespace, seed: int) -> tuple[list[Row], list[Ou
     if options.suite == "digits":
         world = digits.prepare(place / "models", seed, say)
     else:
-        settings = images.smaller(images.IMAGES) if options.quick else images.IMAGES
-        world = images.prepare(options.data, place / "models", seed, say, settings)
+        settings = (
+            images_models.smaller(images_models.IMAGES) if options.quick else images_models.IMAGES
+        )
+        world = images_models.prepare(options.data, place / "models", seed, say, settings)
     effort = Effort(FINE, COARSE, options.per_size)
     marker = (place / "models" / f"{options.suite}.json").read_text()
     facts = json.loads(json.dumps([marker, asdict(effort), all_factors(len(world.tasks))]))

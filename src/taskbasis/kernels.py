@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 BLOCK = 2048
 """Elements per block: a few rows of it stay in the first cache."""
 
+_SMALL, _LARGE = 1e-30, 1e37
+"""Squared norms of blocks that float32 sums without overflow or loss of small entries."""
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -158,6 +161,26 @@ def _dot(left: Any, right: Any) -> Any:
     return total
 
 
+@_jit(fastmath={"reassoc", "nsz"})
+def _exact_dot(left: Any, right: Any) -> float:
+    total = 0.0
+    for i in range(left.size):
+        total += np.float64(left[i]) * np.float64(right[i])
+    return total
+
+
+@_jit()
+def _safe(square: float) -> bool:
+    return _SMALL < square < _LARGE
+
+
+@_jit()
+def _square(row: Any) -> float:
+    """The squared norm of a block; in float64 where float32 could overflow or vanish."""
+    found = float(_dot(row, row))
+    return found if _safe(found) else _exact_dot(row, row)
+
+
 @_jit()
 def _rows(base: Any, words: Any, difference: Any, start: int, stop: int, scratch: Any) -> None:
     # Rows are sliced one at a time: a slice over both axes would lose its contiguity.
@@ -197,14 +220,15 @@ def _form(
                 _store_weights(origin, total, out[m, start:stop], error)
             else:
                 _store_delta(total, out[m, start:stop], error)
-            stats[m, 0] += _dot(total, total)
-            stats[m, 1] += _dot(error, error)
+            stats[m, 0] += _square(total)
+            stats[m, 1] += _square(error)
 
 
 @_jit()
 def _gram(base: Any, words: Any, difference: Any, scratch: Any, out: Any) -> None:
     inputs, size = words.shape
     block = scratch.shape[1]
+    squares = np.empty(inputs, np.float64)
     for start in range(0, size, block):
         stop = min(start + block, size)
         origin = scratch[inputs, : stop - start]
@@ -212,8 +236,15 @@ def _gram(base: Any, words: Any, difference: Any, scratch: Any, out: Any) -> Non
             _decode(base[start:stop], origin)
         _rows(origin, words, difference, start, stop, scratch)
         for i in range(inputs):
-            for j in range(i + 1):
-                out[i, j] += _dot(scratch[i, : stop - start], scratch[j, : stop - start])
+            row = scratch[i, : stop - start]
+            squares[i] = _square(row)
+            out[i, i] += squares[i]
+            for j in range(i):
+                other = scratch[j, : stop - start]
+                if _safe(squares[i]) and _safe(squares[j]):
+                    out[i, j] += _dot(row, other)
+                else:
+                    out[i, j] += _exact_dot(row, other)
 
 
 def scratch_rows(inputs: int) -> tuple[int, int]:

@@ -39,6 +39,7 @@ class Saved:
         rules: tensor names by what was done with them.
         norm: the Euclidean norm of the delta.
         rounding: the norm of what rounding to the stored dtype took from the delta.
+        left: files of the base's folder that were not copied: its card, and other weights.
     """
 
     path: Path
@@ -46,6 +47,7 @@ class Saved:
     rules: Mapping[str, tuple[str, ...]] = field(repr=False)
     norm: float
     rounding: float
+    left: tuple[str, ...] = ()
 
     @property
     def lost(self) -> float:
@@ -227,10 +229,11 @@ def save_model(
     ) as staged:
         former = edit.former(plan, engine)
         totals = write(plan, staged, former, lambda name: (name,), True, engine)
+        left: tuple[str, ...] = ()
         if not staged.is_file:
             recipe = json.dumps(edit.recipe(), indent=2) + "\n"
             staged.add_file(RECIPE_FILE, recipe.encode())
-            _copy_side_files(edit.base.path, staged, dtype)
+            left = _copy_side_files(edit.base, staged, dtype)
         staged.commit()
     norm, lost = rounding(totals)
     rules = {
@@ -238,7 +241,7 @@ def save_model(
         "converted": tuple(merge.name for merge in plan.merges if not merge.rows),
         "copied": tuple(info.name for info in plan.copies),
     }
-    return Saved(Path(out), sum(t.nbytes for t in tensors), rules, norm, lost)
+    return Saved(Path(out), sum(t.nbytes for t in tensors), rules, norm, lost, left)
 
 
 def model_in_memory(edit: Edit, engine: Engine) -> dict[str, NDArray[Any]]:
@@ -270,18 +273,40 @@ def _model_tensors(base: TensorStore, dtype: DType | None) -> list[OutputTensor]
     ]
 
 
-def _copy_side_files(base: Path, staged: Staged, dtype: DType | None) -> None:
-    """Copy config, tokenizer and other files of the base's folder: all but weights and card."""
-    if not base.is_dir():
-        return
-    for path in sorted(base.rglob("*")):
-        name = path.relative_to(base).as_posix()
-        hidden = any(part.startswith(".") for part in path.relative_to(base).parts)
-        weights = path.name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))
-        if not path.is_file() or hidden or weights or name in _NOT_COPIED:
+def _copy_side_files(base: TensorStore, staged: Staged, dtype: DType | None) -> tuple[str, ...]:
+    """Copy config, tokenizer and other files of the base's folder; returns what was left.
+
+    Weights elsewhere in the folder may be another copy of the model that was edited, so they are
+    left, except in the module folders that a sentence-transformers model lists.
+    """
+    folder, left = base.path, []
+    if not folder.is_dir():
+        return ()
+    modules = _module_folders(folder)
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        name = relative.as_posix()
+        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
             continue
-        change = (lambda raw: _config_dtype(raw, dtype, base)) if name == "config.json" else None
+        weights = name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))
+        if name in _NOT_COPIED or (
+            weights and not modules & {p.as_posix() for p in relative.parents}
+        ):
+            merged = path in base.files or name.endswith(INDEX_SUFFIX)
+            left += [] if merged or name == RECIPE_FILE else [name]
+            continue
+        change = (lambda raw: _config_dtype(raw, dtype, folder)) if name == "config.json" else None
         staged.copy_file(name, path, change)
+    return tuple(left)
+
+
+def _module_folders(folder: Path) -> set[str]:
+    """Subfolders that a sentence-transformers model lists as its own modules."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return {str(module["path"]) for module in modules if module["path"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return set()  # no such file, or not one of theirs: nothing is listed
 
 
 def _config_dtype(raw: bytes, dtype: DType | None, base: Path) -> bytes:

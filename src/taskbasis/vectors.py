@@ -189,6 +189,8 @@ class TaskVector:
     def __truediv__(self, divisor: float) -> TaskVector:
         if not isinstance(divisor, Real):
             return cast(TaskVector, _mismatched(self, "/", divisor))
+        if divisor == 0:
+            raise UsageError(f"{self} cannot be divided by zero")
         return self * (1.0 / float(divisor))
 
     def __rtruediv__(self, other: object) -> Any:

@@ -267,7 +267,7 @@ def test_a_file_that_shrinks_meanwhile(
                 os.truncate(file, 100)
             return super().map(*args)
 
-    with pytest.raises(FileError, match=r"tuned/model\.safetensors: ended .* bytes early"):
+    with pytest.raises(FileError, match=r"tuned/model\.safetensors: was changed since"):
         VERBS[verb](base, tuned, base.parent / "out", Shrinking(2))
     assert sorted(p.name for p in base.parent.iterdir()) == ["base", "good", "tuned"]
 

@@ -285,3 +285,17 @@ def test_the_first_compilation_is_told_once() -> None:
     assert fresh(1.5) == 2.5
     assert told == ["compiling"]
     stop()
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e-22, 1.0, 1e18, 1e25])
+def test_norms_of_very_small_and_very_large_values(size: float) -> None:
+    """Squares that float32 would lose or overflow are summed in float64."""
+    rows = (size * np.array([[1, 2, 3], [1, -1, 2]])).astype(np.float32)
+    exact = rows.astype(np.float64)
+    stats, gram = np.zeros((1, 2)), np.zeros((2, 2))
+    out = np.empty((1, 3), np.float32)
+    scratch = np.empty(kernels.scratch_rows(2), np.float32)
+    kernels.form(None, rows, False, np.ones((1, 2), np.float32), False, out, scratch, stats)
+    assert stats[0, 0] == pytest.approx(np.sum(exact.sum(axis=0) ** 2), rel=1e-5)
+    kernels.gram(None, rows, False, scratch, gram)
+    np.testing.assert_allclose(gram, np.tril(exact @ exact.T), rtol=1e-5)

@@ -317,3 +317,27 @@ def test_a_memory_cap_that_is_too_small(world: tuple[Path, Tensors, Tensors]) ->
 def test_no_vector_has_no_base() -> None:
     with pytest.raises(ValueProblem, match="empty sum"):
         common_base([], Engine(1))
+
+
+def test_modules_are_copied_and_other_weights_are_named(tiny_checkpoints: Path) -> None:
+    """A sentence-transformers folder keeps its modules; copies of the model elsewhere are left."""
+    base = tiny_checkpoints / "base"
+    for name in ("2_Dense/model.safetensors", "onnx/model.onnx", "README.md", "original/w.pth"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_bytes(name.encode())
+    (base / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+    saved = TaskVector(base, tiny_checkpoints / "math").apply_to(base).save(tiny_checkpoints / "o")
+    assert saved.left == ("README.md", "onnx/model.onnx", "original/w.pth")
+    assert (
+        tiny_checkpoints / "o/2_Dense/model.safetensors"
+    ).read_bytes() == b"2_Dense/model.safetensors"
+    assert not (tiny_checkpoints / "o/onnx").exists()
+
+
+@pytest.mark.parametrize("listed", ["not json", '{"path": 1}', '[{"name": "x"}]', "[1]"])
+def test_a_list_of_modules_that_is_none_lists_nothing(tiny_checkpoints: Path, listed: str) -> None:
+    base = tiny_checkpoints / "base"
+    (base / "modules.json").write_text(listed)
+    saved = TaskVector(base, tiny_checkpoints / "math").apply_to(base).save(tiny_checkpoints / "o")
+    assert saved.left == ()
+    assert (tiny_checkpoints / "o/modules.json").read_text() == listed

@@ -36,8 +36,8 @@ class Blob(Protocol):
 class FileBlob:
     """A file, read with ``pread`` into the caller's buffer: nothing is mapped, nothing kept.
 
-    It is opened when it is first read. Where ``seen`` says what file its header was read from,
-    another one that has taken its name since then is refused, not read with the wrong offsets.
+    It is opened when it is first read. Where ``seen`` says what its header was read from, a file
+    of another size or time of change is refused: the header's offsets are not its own.
     """
 
     def __init__(self, path: Path, seen: os.stat_result | None = None) -> None:
@@ -57,10 +57,10 @@ class FileBlob:
                     self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise FileError(f"{self.path}: cannot be opened: {error.strerror}") from None
-                if self._seen and not os.path.samestat(self._seen, os.fstat(self._descriptor)):
+                if self._seen and _state(self._seen) != _state(os.fstat(self._descriptor)):
                     os.close(self._descriptor)
                     self._descriptor = None
-                    raise FileError(f"{self.path}: was replaced since it was opened; open it again")
+                    raise FileError(f"{self.path}: was changed since it was opened; open it again")
             return self._descriptor
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
@@ -80,6 +80,10 @@ class FileBlob:
     def __del__(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
+
+
+def _state(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,10 @@ class Basis:
 
     @property
     def cosines(self) -> NDArray[np.float64]:
-        """[T, T] cosines of the original task vectors; zero vectors have cosine 0 to all."""
+        """[T, T] cosines of the original task vectors; zero vectors have cosine 0 to all.
+
+        After an update, those between old and new tasks are taken from what is recovered.
+        """
         count = len(self.names)
         gram = np.sum([group.gram[:count, :count] for group in self.contents.groups], axis=0)
         norms = np.sqrt(np.diag(gram))

@@ -246,11 +246,25 @@ def _renamed(info: TensorInfo, name: str) -> TensorInfo:
 
 def write_atoms(
     plan: Plan, staged: Staged, contents: Contents, former: Former, engine: Engine
-) -> None:
-    """Write the atoms that ``former`` makes of the plan's vectors, all in one pass."""
+) -> list[NDArray[np.float64]]:
+    """Write the atoms that ``former`` makes of the plan's vectors, all in one pass.
+
+    Returns:
+        Per group, [T] the squared norm of what rounding the atoms takes from each recovered
+        task: ``sum_m W[m, t]^2 * ||rounding of atom m||^2``, rounding errors of different atoms
+        taken as orthogonal.
+    """
     groups = contents.group_of()
     names = {
         tensor: [atom_key(index, tensor) for index in range(group.atoms)]
         for tensor, group in groups.items()
     }
-    write(plan, staged, former, names.__getitem__, False, engine)
+    totals = write(plan, staged, former, names.__getitem__, False, engine)
+    found = []
+    for group in contents.groups:
+        rounded = [
+            sum(float(totals[atom_key(index, tensor)][1]) for tensor in group.tensors)
+            for index in range(group.atoms)
+        ]
+        found.append(np.asarray((group.codes.decoder**2).T @ np.asarray(rounded)))
+    return found

@@ -95,7 +95,11 @@ def fit(
         if design.inner is not None:
             groups = merge_clusters(plan, staged, contents, design.inner, engine)
         elif not kind.joint:
-            write_atoms(plan, staged, contents, Linear(_encoders(contents)), engine)
+            rounded = write_atoms(plan, staged, contents, Linear(_encoders(contents)), engine)
+            groups = [
+                replace(group, error=group.error + more)
+                for group, more in zip(groups, rounded, strict=True)
+            ]
         for name, array in code_arrays(groups).items():
             staged.write_array(f"basis.{name}", array)
         staged.commit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,12 @@ def update(
         inputs=[f for comb in (*sources, fresh) for leaf in comb.leaves for f in leaf.files],
         stem="basis",
     ) as staged:
-        write_atoms(plan, staged, grown, Linear(lambda tensor: encoders[tensor].T), engine)
+        former = Linear(lambda tensor: encoders[tensor].T)
+        rounded = write_atoms(plan, staged, grown, former, engine)
+        groups = [
+            replace(group, error=(np.sqrt(group.error) + np.sqrt(more)) ** 2)
+            for group, more in zip(groups, rounded, strict=True)
+        ]
         for key, array in code_arrays(groups).items():
             staged.write_array(f"basis.{key}", array)
         staged.commit()

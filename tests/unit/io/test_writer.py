@@ -487,7 +487,7 @@ def test_a_reader_sees_one_or_the_other(tmp_path: Path, stage: Stage) -> None:
     stop.set()
     watcher.join()
     assert {low == high for low, high in seen} <= {True}
-    assert all("was replaced since it was opened" in text for text in broken)
+    assert all("was changed since it was opened" in text for text in broken)
 
 
 def test_a_folder_is_whole_at_every_step(
