@@ -288,3 +288,14 @@ def test_quiet_prints_nothing(desk: Path, call: Any, library: Basis, words: str)
     said = call(f"{words} --quiet")
     assert (said.code, said.out, said.err) == (0, "", "")
     assert (desk / "out").is_dir()
+
+
+def test_basis_show_can_list_its_groups(desk: Path, call: Any) -> None:
+    assert call("basis fit a b c d --base base -k 2 --granularity tensor -o lib -q").code == 0
+    short, long = call("basis show lib").out, call("basis show lib -v").out
+    assert long.startswith(short)
+    for group in Basis.open(desk / "lib").contents.groups:
+        line = next(line for line in long[len(short) :].splitlines() if f"│ {group.name} " in line)
+        lost = np.sqrt(group.error.sum() / np.trace(group.gram))
+        assert f"│ {group.atoms} │" in " ".join(line.split())
+        assert f"{lost:.4f}" in line

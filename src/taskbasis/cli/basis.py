@@ -103,7 +103,7 @@ def fit(
         engine=output.engine,
     )
     if not output.quiet:
-        show_basis(made)
+        show_basis(made, output.verbose)
 
 
 def _settings(texts: tuple[str, ...]) -> dict[str, object]:
@@ -127,13 +127,14 @@ def _settings(texts: tuple[str, ...]) -> dict[str, object]:
 @basis.command()
 @click.argument("library")
 @click.option("--plot", help="Write the cosines of the tasks as a PNG.")
-def show(library: str, plot: str | None) -> None:
+@click.option("-v", "--verbose", is_flag=True, help="Also every group of tensors.")
+def show(library: str, plot: str | None, verbose: bool) -> None:
     """Print what a basis holds, what it saves, and what each task loses."""
     from taskbasis.cli.basis_show import show_basis
     from taskbasis.library import Basis
 
     opened = Basis.open(library)
-    show_basis(opened)
+    show_basis(opened, verbose)
     if plot:
         from pathlib import Path
 
@@ -243,7 +244,7 @@ def update(
         engine=output.engine,
     )
     if not output.quiet:
-        show_basis(made)
+        show_basis(made, output.verbose)
 
 
 @basis.command()

@@ -9,8 +9,11 @@ from taskbasis.library.basis import Basis
 from taskbasis.units import bytes_text
 
 
-def show_basis(basis: Basis) -> None:
-    """Print what a basis holds, what it saves, and what each task loses."""
+def show_basis(basis: Basis, verbose: bool = False) -> None:
+    """Print what a basis holds, what it saves, and what each task loses.
+
+    With ``verbose`` also every group of tensors: its atoms, and the share of it that is lost.
+    """
     contents = basis.contents
     options = contents.options
     saved = 1 - basis.nbytes / basis.full_nbytes if basis.full_nbytes else 0.0
@@ -44,3 +47,14 @@ def show_basis(basis: Basis) -> None:
         for name in basis.names
     ]
     print_table("", ["task", "norm", f"relative error{state}", "note"], rows)
+    if verbose:
+        _show_groups(basis)
+
+
+def _show_groups(basis: Basis) -> None:
+    rows = []
+    for group in basis.contents.groups:
+        energy = float(group.gram.diagonal()[: len(basis.names)].sum())
+        lost = f"{(float(group.error.sum()) / energy) ** 0.5:.4f}" if energy else "0"
+        rows.append([group.name, str(len(group.tensors)), str(group.atoms), lost])
+    print_table("", ["group", "tensors", "atoms", "relative error"], rows)

@@ -131,7 +131,7 @@ def output_options(dtype_help: str) -> Callable[[F], F]:
             help="Largest weights file; 5B means 5 billion bytes.",
         )
         @click.option("--replace", is_flag=True, help="Replace what stands at --out, whole.")
-        @click.option("-v", "--verbose", is_flag=True, help="Say what was done with each tensor.")
+        @click.option("-v", "--verbose", is_flag=True, help="Say what was done with every tensor.")
         @engine_options
         @functools.wraps(function)
         def wrapped(
