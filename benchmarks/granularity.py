@@ -35,7 +35,7 @@ from cases import (
     judge_cases,
     rows_of,
 )
-from paired import Difference, Factors, Outcome, compare, table
+from paired import Difference, Factors, Outcome, compare, table, with_worst
 
 from taskbasis import Basis, Design, fit
 from taskbasis.demo import InMemory, flat, store_vectors
@@ -66,6 +66,7 @@ SHARES = (2, 4)
 FINE = (*(i / 20 for i in range(13)), 0.8, 1.0)
 COARSE = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0)
 
+WORST = (f"worst {RECOVERY}", f"worst {ERROR}")
 COLUMNS = (CODES, ADDED, ATOMS, SUBSET, RECOVERY, TARGET, KEPT, ERROR)
 
 AGAINST = (
@@ -165,7 +166,9 @@ def run_seed(options: argparse.Namespace, seed: int) -> tuple[list[Row], list[Ou
 
 def differences(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, Difference]]:
     """What decides: over all methods, sizes and normalizations."""
-    metrics = (SUBSET, RECOVERY, TARGET, ADDED, ATOMS, ERROR)
+    metrics = (SUBSET, RECOVERY, TARGET, ADDED, ATOMS, ERROR, *WORST)
+    for metric, pick in zip((RECOVERY, ERROR), (min, max), strict=True):
+        outcomes = with_worst(outcomes, metric, pick)
     for (left, right), metric in itertools.product(AGAINST, metrics):
         yield f"{left} − {right}", metric, compare(outcomes, metric, "groups", left, right, {})
     for groups, metric in itertools.product(GROUPS, metrics):
@@ -186,9 +189,14 @@ def details(outcomes: Sequence[Outcome]) -> Iterator[tuple[str, str, Difference]
 
 def page(suite: str, report: Report, outcomes: Sequence[Outcome]) -> str:
     """The whole result as Markdown."""
+    seeds = len({found.seed for found in outcomes})
+    subsets = len({(o.seed, o.case) for o in outcomes if o.metric == SUBSET}) // seeds
     columns = [column for column in COLUMNS if column in report.metrics]
     return (
-        f"# Granularity, budget and normalization: {suite}\n\n{report.to_markdown(columns)}\n\n"
+        f"# Granularity, budget and normalization: {suite}\n\n"
+        f"{seeds} seeds, {subsets} subsets in each. "
+        "Storage is the whole file; codes are what is not atoms.\n\n"
+        f"{report.to_markdown(columns)}\n\n"
         "## Paired differences\n\nSame seed and same subset or task; averaged over whatever else "
         "varies. Lower is better for negation target and relative error, higher for the rest.\n\n"
         f"{table(list(differences(outcomes)))}\n\n## By method and size, normalize mean\n\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from taskbasis.report import t_interval
@@ -108,6 +108,28 @@ def summarised(differences: Mapping[tuple[int, str], float]) -> Difference:
     by_seed = {s: _mean([v for (seed, _), v in differences.items() if seed == s]) for s in seeds}
     mean, low, high = t_interval(values) if len(values) > 1 else (values[0], -math.inf, math.inf)
     return Difference(mean, low, high, len(values), by_seed)
+
+
+def with_worst(
+    outcomes: Sequence[Outcome], metric: str, pick: Callable[[Sequence[float]], float]
+) -> list[Outcome]:
+    """The outcomes, and for every basis the worst case of one metric as a metric of its own.
+
+    Args:
+        outcomes: of all bases.
+        metric: which one; the new one is called ``worst METRIC``.
+        pick: ``min`` or ``max``, whichever is worse.
+    """
+    values: dict[tuple[tuple[tuple[str, str], ...], int], list[float]] = {}
+    for found in outcomes:
+        if found.metric == metric:
+            key = (tuple(found.factors.items()), found.seed)
+            values.setdefault(key, []).append(found.value)
+    added = [
+        Outcome(dict(factors), seed, f"worst {metric}", "", pick(cases))
+        for (factors, seed), cases in values.items()
+    ]
+    return [*outcomes, *added]
 
 
 def table(lines: Sequence[tuple[str, str, Difference]]) -> str:

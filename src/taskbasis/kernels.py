@@ -70,7 +70,10 @@ def _widen_for(x: Any) -> Any:
 
 
 def _narrow(x: Any, like: Any) -> Any:
-    """A number as the stored word of the type of ``like``, rounded to nearest even."""
+    """A number as the stored word of the type of ``like``, rounded to nearest even.
+
+    From float64 to 16 bits it is rounded twice, by way of float32.
+    """
     raise NotImplementedError
 
 
@@ -127,8 +130,11 @@ def _decode(words: Any, out: Any) -> None:
 
 @_jit()
 def _decode_difference(words: Any, base: Any, out: Any) -> None:
+    # Equal values differ by zero, infinite ones too: an untouched mask of -inf is no NaN.
+    zero = out.dtype.type(0)
     for i in range(out.size):
-        out[i] = _widen(words[i]) - base[i]
+        value = _widen(words[i])
+        out[i] = value - base[i] if value != base[i] else zero
 
 
 @_jit()
@@ -147,10 +153,13 @@ def _store_delta(total: Any, out: Any, error: Any) -> None:
 
 @_jit()
 def _store_weights(base: Any, total: Any, out: Any, error: Any) -> None:
+    zero = error.dtype.type(0)
     for i in range(total.size):
         word = _narrow(base[i] + total[i], out[i])
         out[i] = word
-        error[i] = (_widen(word) - base[i]) - total[i]
+        value = _widen(word)
+        moved = value - base[i] if value != base[i] or total[i] != zero else zero
+        error[i] = moved - total[i]
 
 
 @_jit(fastmath={"reassoc", "nsz"})

@@ -36,7 +36,7 @@ class Family:
         return dict(self.load(path).state_dict())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def quiet_transformers() -> Iterator[Any]:
     """The package, without its progress bars and advice on the error stream."""
     transformers = pytest.importorskip("transformers")
@@ -46,7 +46,7 @@ def quiet_transformers() -> Iterator[Any]:
     transformers.logging.enable_progress_bar()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def families(
     quiet_transformers: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Family]:

@@ -299,3 +299,22 @@ def test_norms_of_very_small_and_very_large_values(size: float) -> None:
     assert stats[0, 0] == pytest.approx(np.sum(exact.sum(axis=0) ** 2), rel=1e-5)
     kernels.gram(None, rows, False, scratch, gram)
     np.testing.assert_allclose(gram, np.tril(exact @ exact.T), rtol=1e-5)
+
+
+@pytest.mark.parametrize("add_base", [False, True])
+def test_equal_infinities_differ_by_zero(add_base: bool) -> None:
+    """A mask of -inf that fine-tuning left alone is carried, one that it moved is not finite."""
+    base = np.array([-np.inf, np.inf, 1.0, -np.inf], np.float32)
+    words = np.array([[-np.inf, np.inf, 3.0, -np.inf]], np.float32)
+    out, stats = np.empty((1, 4), np.float32), np.zeros((1, 2))
+    scratch = np.empty(kernels.scratch_rows(1), np.float32)
+    half = np.full((1, 1), 0.5, np.float32)
+    kernels.form(base, words, True, half, add_base, out, scratch, stats)
+    moved = np.array([0, 0, 1, 0], np.float32)
+    np.testing.assert_array_equal(
+        out[0], np.where(moved, base + moved, base) if add_base else moved
+    )
+    assert stats.tolist() == [[1.0, 0.0]]
+    words[0, 0] = 5.0
+    kernels.form(base, words, True, half, add_base, out, scratch, stats)
+    assert not np.isfinite(stats[0, 0])

@@ -804,3 +804,18 @@ def test_any_vector_can_be_stored_and_added_again(
     )
     if exact:
         assert_same(again, direct)
+
+
+def test_a_mask_of_infinities_that_nobody_moved_is_carried(tmp_path: Path) -> None:
+    """Buffers such as causal masks hold -inf on both sides; their difference is zero, not NaN."""
+    mask = np.array([0.0, -np.inf, -np.inf], np.float32)
+    for name, weight in {"base": 1.0, "tuned": 2.0}.items():
+        (tmp_path / name).mkdir()
+        tensors = {"mask": mask, "w": np.full(3, weight, np.float32)}
+        save_file(tensors, tmp_path / name / "model.safetensors", {"format": "pt"})
+    vector = TaskVector(tmp_path / "base", tmp_path / "tuned")
+    vector.apply_to(tmp_path / "base", 0.5).save(tmp_path / "out", "bfloat16")
+    made = Checkpoint(tmp_path / "out").store
+    np.testing.assert_array_equal(made["mask"].load().astype(np.float32), mask)
+    np.testing.assert_array_equal(made["w"].load().astype(np.float32), np.full(3, 1.5))
+    assert vector.save(tmp_path / "v.safetensors").rules["unchanged"] == ("mask",)

@@ -320,11 +320,13 @@ class Staged:
 def _reserve(descriptor: int, size: int) -> None:
     """Claim the file's blocks at once: a full disk shows now, and writing is cheaper."""
     try:
-        os.posix_fallocate(descriptor, 0, size)
+        if hasattr(os, "posix_fallocate"):  # not on every system
+            os.posix_fallocate(descriptor, 0, size)
+            return
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
-        os.ftruncate(descriptor, size)
+    os.ftruncate(descriptor, size)
 
 
 def exchange(one: Path, other: Path) -> bool:

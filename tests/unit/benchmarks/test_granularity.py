@@ -93,6 +93,16 @@ def test_one_seed_has_no_interval_over_seeds(bench: SimpleNamespace) -> None:
     assert text.splitlines()[-1] == "| x − y | m | -0.2500 | -inf to +inf | 1 | inf | 1 of 1 |"
 
 
+def test_the_worst_case_of_every_basis_is_a_metric_of_its_own(
+    bench: SimpleNamespace, outcomes: list[object]
+) -> None:
+    found = bench.paired.with_worst(outcomes, "m", min)[len(outcomes) :]
+    assert len(found) == 8  # two seeds, two kinds of groups, two sizes
+    assert {one.value for one in found if one.factors["groups"] == "model"} == {0.5}
+    difference = bench.paired.compare(found, "worst m", "groups", "fine", "model", {})
+    assert (difference.mean, difference.cases) == (pytest.approx(0.2), 2)
+
+
 def test_designs_are_valid_and_have_different_labels(bench: SimpleNamespace) -> None:
     factors = bench.granularity.all_factors(8)
     assert {f["k"] for f in factors} == {"4", "2"}
