@@ -48,6 +48,7 @@ class FileBlob:
 
     @property
     def label(self) -> str:
+        """The path."""
         return str(self.path)
 
     def _open(self) -> int:

@@ -11,8 +11,9 @@ Random atoms are not stored: the seed is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,30 @@ def atom_leaves(store: TensorStore, contents: Contents) -> list[Leaf]:
 
 def _renamed(info: TensorInfo, name: str) -> TensorInfo:
     return TensorInfo(name, info.dtype, info.shape, info.blob, info.offset)
+
+
+def save_basis(
+    contents: Contents,
+    make: Callable[[Staged], Sequence[Group]],
+    out: str | Path,
+    *,
+    shard_size: int | None,
+    replace_used: bool,
+    inputs: Iterable[Path],
+) -> None:
+    """Write a basis: ``make`` writes the atoms and returns the groups as they came out."""
+    with Staged(
+        out,
+        layout(contents),
+        record(contents),
+        shard_size=shard_size,
+        replace=replace_used,
+        inputs=inputs,
+        stem=stored.BASIS,
+    ) as staged:
+        for name, array in code_arrays(make(staged)).items():
+            staged.write_array(f"basis.{name}", array)
+        staged.commit()
 
 
 def write_atoms(

@@ -19,7 +19,7 @@ from taskbasis.io.writer import DEFAULT_SHARD, Staged
 from taskbasis.library.basis import Basis
 from taskbasis.library.clusters import merge_clusters, room_for_atoms
 from taskbasis.library.design import Design, Size
-from taskbasis.library.file import Contents, code_arrays, layout, noise_leaf, record, write_atoms
+from taskbasis.library.file import Contents, noise_leaf, save_basis, write_atoms
 from taskbasis.library.groups import Group, group_grams, group_tensors, squared_losses
 from taskbasis.passes import Linear, gram_by_tensor
 from taskbasis.plan import Plan, make_plan
@@ -82,28 +82,30 @@ def fit(
         design.described(),
         None if kind.joint else stored_as,
     )
-    files = [file for task in tasks for leaf in task.leaves for file in leaf.files]
-    with Staged(
+    save_basis(
+        contents,
+        lambda staged: _atoms(plan, staged, contents, design, engine),
         out,
-        layout(contents),
-        record(contents),
         shard_size=shard_size,
-        replace=replace_used,
-        inputs=files,
-        stem="basis",
-    ) as staged:
-        if design.inner is not None:
-            groups = merge_clusters(plan, staged, contents, design.inner, engine)
-        elif not kind.joint:
-            rounded = write_atoms(plan, staged, contents, Linear(_encoders(contents)), engine)
-            groups = [
-                replace(group, error=group.error + more)
-                for group, more in zip(groups, rounded, strict=True)
-            ]
-        for name, array in code_arrays(groups).items():
-            staged.write_array(f"basis.{name}", array)
-        staged.commit()
+        replace_used=replace_used,
+        inputs=[file for task in tasks for leaf in task.leaves for file in leaf.files],
+    )
     return Basis.open(out)
+
+
+def _atoms(
+    plan: Plan, staged: Staged, contents: Contents, design: Design, engine: Engine
+) -> Sequence[Group]:
+    """Write the atoms; the groups with what their rounding adds to the errors."""
+    if design.inner is not None:
+        return merge_clusters(plan, staged, contents, design.inner, engine)
+    if contents.dtype is None:
+        return contents.groups
+    rounded = write_atoms(plan, staged, contents, Linear(_encoders(contents)), engine)
+    return [
+        replace(group, error=group.error + more)
+        for group, more in zip(contents.groups, rounded, strict=True)
+    ]
 
 
 def without_unchanged(combination: Combination, engine: Engine) -> Combination:
@@ -170,6 +172,7 @@ def _sizes(
 def solve_group(
     gram: NDArray[np.float64], kind: Construction, design: Design, size: int, tasks: int
 ) -> tuple[Codes, NDArray[np.float64]]:
+    """Codes of ``size`` atoms for one group, and [T] the squared norm each task then loses."""
     if size == 0:
         codes = Codes(np.zeros((len(gram), 0)), np.zeros((0, tasks)), np.zeros(0))
         return codes, np.diag(gram)[:tasks].copy()

@@ -17,11 +17,11 @@ from taskbasis.io.dtypes import floating
 from taskbasis.io.writer import DEFAULT_SHARD, Staged
 from taskbasis.library.basis import Basis
 from taskbasis.library.design import Design, Size
-from taskbasis.library.file import Contents, code_arrays, layout, record, write_atoms
+from taskbasis.library.file import Contents, save_basis, write_atoms
 from taskbasis.library.fitting import Grams, solve_group, without_unchanged
 from taskbasis.library.groups import Group, group_tensors
 from taskbasis.passes import Linear, gram_by_tensor
-from taskbasis.plan import make_plan
+from taskbasis.plan import Plan, make_plan
 from taskbasis.saving import common_base
 from taskbasis.vectors import TaskVector
 
@@ -76,25 +76,27 @@ def update(
         {**options, "k": options.get("k") if k is None else k, "updates": _updates(options) + 1},
         floating(dtype) if dtype else contents.dtype,
     )
-    with Staged(
+    former = Linear(lambda tensor: encoders[tensor].T)
+    save_basis(
+        grown,
+        lambda staged: _atoms(plan, staged, grown, former, engine),
         out,
-        layout(grown),
-        record(grown),
         shard_size=shard_size,
-        replace=replace_used,
+        replace_used=replace_used,
         inputs=[f for comb in (*sources, fresh) for leaf in comb.leaves for f in leaf.files],
-        stem="basis",
-    ) as staged:
-        former = Linear(lambda tensor: encoders[tensor].T)
-        rounded = write_atoms(plan, staged, grown, former, engine)
-        groups = [
-            replace(group, error=(np.sqrt(group.error) + np.sqrt(more)) ** 2)
-            for group, more in zip(groups, rounded, strict=True)
-        ]
-        for key, array in code_arrays(groups).items():
-            staged.write_array(f"basis.{key}", array)
-        staged.commit()
+    )
     return Basis.open(out)
+
+
+def _atoms(
+    plan: Plan, staged: Staged, grown: Contents, former: Linear, engine: Engine
+) -> Sequence[Group]:
+    """Write the new atoms; errors stay upper bounds, so what rounding takes is added to them."""
+    rounded = write_atoms(plan, staged, grown, former, engine)
+    return [
+        replace(group, error=(np.sqrt(group.error) + np.sqrt(more)) ** 2)
+        for group, more in zip(grown.groups, rounded, strict=True)
+    ]
 
 
 def _updates(options: Mapping[str, Any]) -> int:
