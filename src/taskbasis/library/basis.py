@@ -215,7 +215,7 @@ class Basis:
 
         Returns:
             Atoms and recovered tasks, each from the largest cosine down, and the share of the
-            vector's norm that no combination of atoms explains (atoms joined over groups).
+            vector's norm that no combination of atoms explains, each group by its own.
 
         Source: choosing the nearest basis for a held-out task is TVB v1's procedure.
         """
@@ -223,7 +223,8 @@ class Basis:
         count = self.contents.atoms
         atoms = [self.atom(index) for index in range(count)]
         tasks = [self[name] for name in self.names]
-        gram = inner_products([*atoms, *tasks, vector], engine)
+        grams = inner_products([*atoms, *tasks, vector], engine)
+        gram = np.sum(list(grams.values()), axis=0)
         norms = np.sqrt(np.diag(gram))
         scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
         cosines = gram[-1] * scale * scale[-1]
@@ -233,21 +234,25 @@ class Basis:
         def closest(items: list[Neighbour]) -> list[Neighbour]:
             return sorted(items, key=lambda item: (-item.cosine, item.name))
 
-        return closest(found[:count]), closest(found[count:]), _residual(gram, count)
+        groups: dict[str, NDArray[np.float64]] = {}
+        home = {t: group.name for group in self.contents.groups for t in group.tensors}
+        for tensor, inner in grams.items():
+            name = home.get(tensor, tensor)
+            groups[name] = groups.get(name, 0.0) + inner
+        outside = sum(_outside(inner, count) for inner in groups.values())
+        share = math.sqrt(outside / gram[-1, -1]) if gram[-1, -1] else 0.0
+        return closest(found[:count]), closest(found[count:]), share
 
 
-def _residual(gram: NDArray[np.float64], atoms: int) -> float:
-    """The share of the last vector's norm that lies outside the span of the first ``atoms``."""
-    own = float(gram[-1, -1])
-    if own == 0.0:
-        return 0.0
+def _outside(gram: NDArray[np.float64], atoms: int) -> float:
+    """The squared norm of the last vector that lies outside the span of the first ``atoms``."""
     cross = gram[:atoms, -1]
     explained = float(cross @ np.linalg.pinv(gram[:atoms, :atoms], hermitian=True) @ cross)
-    return math.sqrt(max(0.0, 1.0 - explained / own))
+    return max(0.0, float(gram[-1, -1]) - explained)
 
 
-def inner_products(vectors: list[TaskVector], engine: Engine) -> NDArray[np.float64]:
-    """[T, T] inner products of task vectors, streamed.
+def inner_products(vectors: list[TaskVector], engine: Engine) -> dict[str, NDArray[np.float64]]:
+    """Per tensor, [T, T] inner products of task vectors, streamed.
 
     Raises:
         BaseError: the vectors have different bases.
@@ -256,5 +261,4 @@ def inner_products(vectors: list[TaskVector], engine: Engine) -> NDArray[np.floa
     leaves = [leaf for combination in combinations for leaf in combination.leaves]
     origin = next((leaf.base for leaf in leaves if leaf.base.store is not None), leaves[0].base)
     check_bindings(combinations, origin, engine)
-    grams = gram_by_tensor(make_plan(combinations, None, origin.store), engine)
-    return np.asarray(np.sum(list(grams.values()), axis=0))
+    return gram_by_tensor(make_plan(combinations, None, origin.store), engine)

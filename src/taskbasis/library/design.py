@@ -14,6 +14,9 @@ from taskbasis.methods import Method, method
 
 _OF_CLUSTER = {known.name for known in fields(Cluster)}
 
+STARTS_PER_GROUP = 1
+"""Drawn starting points of the autoencoder where there is a problem per group, not one in all."""
+
 Budget = Literal["even", "spectrum"]
 Size = int | float | str | None
 
@@ -56,6 +59,8 @@ class Design:
             options.pop("inner")
         if "seed" in getattr(construction(self.method), "__dataclass_fields__", {}):
             options["seed"] = self.seed
+        if self.method == "autoencoder" and self.granularity != "model":
+            options.setdefault("starts", STARTS_PER_GROUP)
         return construction(self.method, **options)
 
     @property

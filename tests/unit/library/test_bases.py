@@ -311,10 +311,11 @@ def test_a_short_vector_is_dropped_by_mean_and_kept_by_cosine(toolbox: Any, tmp_
     columns[:, 2] *= 1e-3
     tasks = toolbox.make(tmp_path / "tasks", columns)
     for method in ("autoencoder", "svd", "select"):
-        by_mean = fit(tasks.vectors, tmp_path / f"{method}-m", Design(2, method))
-        by_cosine = fit(
-            tasks.vectors, tmp_path / f"{method}-c", Design(2, method, normalize="cosine")
+        by_mean = fit(
+            tasks.vectors, tmp_path / f"{method}-m", Design(2, method, granularity="model")
         )
+        design = Design(2, method, normalize="cosine", granularity="model")
+        by_cosine = fit(tasks.vectors, tmp_path / f"{method}-c", design)
         assert by_mean.dropped("task2"), method
         assert by_mean.errors["task2"] > 0.99
         assert not by_cosine.dropped("task2"), method
@@ -453,7 +454,7 @@ def test_the_inner_merge_of_clusters(
     clustered: Any, tmp_path: Path, inner: str, shard_size: int | None
 ) -> None:
     options, reference = INNER[inner]
-    design = Design(2, "cluster", options={"inner": inner, **options})
+    design = Design(2, "cluster", granularity="model", options={"inner": inner, **options})
     made = fit(clustered.vectors, tmp_path / "basis", design, shard_size=shard_size)
     assert (len(list((tmp_path / "basis").glob("*.safetensors"))) > 1) == (shard_size is not None)
     dense = clustered.dense()
@@ -674,14 +675,21 @@ def test_nearest_finds_the_task_and_what_lies_outside(tasks: Any, tmp_path: Path
     assert made.nearest(-tasks.vectors["c"])[1][-1].name == "c"
 
 
-def test_nearest_tells_what_the_atoms_cannot_explain(tasks: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_nearest_tells_what_the_atoms_cannot_explain(
+    tasks: Any, tmp_path: Path, granularity: Any
+) -> None:
+    """Every group explains its own part with its own atoms."""
     some = {name: tasks.vectors[name] for name in "ab"}
-    made = fit(some, tmp_path / "b", Design(2, "autoencoder"))
+    made = fit(some, tmp_path / "b", Design(2, "autoencoder", granularity=granularity))
     _, _, residual = made.nearest(tasks.vectors["e"])
-    dense = tasks.dense()
-    span = np.linalg.qr(dense[:, :2])[0]
-    left = dense[:, 4] - span @ (span.T @ dense[:, 4])
-    assert residual == pytest.approx(np.linalg.norm(left) / np.linalg.norm(dense[:, 4]), abs=1e-4)
+    outside = 0.0
+    for group in made.contents.groups:
+        dense = tasks.dense(group.tensors)
+        explained = dense[:, :2] @ np.linalg.lstsq(dense[:, :2], dense[:, 4], rcond=None)[0]
+        outside += np.sum((dense[:, 4] - explained) ** 2)
+    whole = np.linalg.norm(tasks.dense()[:, 4])
+    assert residual == pytest.approx(np.sqrt(outside) / whole, abs=1e-4)
     _, names, residual = made.nearest(0 * tasks.vectors["a"])
     assert residual == 0.0
     assert {n.cosine for n in names} == {0.0}

@@ -133,6 +133,7 @@ def test_torch_is_left_as_it_was_found(tmp_path):
     expected = torch.rand(3)
     torch.manual_seed(5)
     threads = torch.get_num_threads()
+    transformers_logging.enable_progress_bar()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         prepare(tmp_path / "d", 0, settings=TINY)

@@ -104,6 +104,7 @@ def interrupted_work():
 
 def test_torch_is_put_back_even_after_an_error():
     threads, state = torch.get_num_threads(), torch.get_rng_state()
+    transformers_logging.enable_progress_bar()
     with pytest.raises(RuntimeError, match="stop"):
         interrupted_work()
     assert torch.get_num_threads() == threads
