@@ -18,7 +18,8 @@ def show_basis(basis: Basis, verbose: bool = False) -> None:
     options = contents.options
     saved = 1 - basis.nbytes / basis.full_nbytes if basis.full_nbytes else 0.0
     click.echo(
-        f"{basis.path}: a basis of {len(basis.names)} tasks in {contents.atoms} atoms "
+        f"{basis.path}: a basis of {_many(len(basis.names), 'task')} in "
+        f"{_many(contents.atoms, 'atom')} "
         f"({options.get('method')}, {options.get('granularity')} codes, "
         f"normalize {options.get('normalize')})"
     )
@@ -28,7 +29,7 @@ def show_basis(basis: Basis, verbose: bool = False) -> None:
     )
     loss, bound = basis.loss_and_bound
     click.echo(
-        f"reconstruction loss {loss:.6g}; no {contents.atoms} atoms lose less than {bound:.6g}"
+        f"reconstruction loss {loss:.6g}; no atoms of that number lose less than {bound:.6g}"
     )
     atoms, recovered = basis.sum_cosines
     click.echo(
@@ -58,3 +59,7 @@ def _show_groups(basis: Basis) -> None:
         lost = f"{(float(group.error.sum()) / energy) ** 0.5:.4f}" if energy else "0"
         rows.append([group.name, str(len(group.tensors)), str(group.atoms), lost])
     print_table("", ["group", "tensors", "atoms", "relative error"], rows)
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
