@@ -363,9 +363,11 @@ def test_a_real_process(desk: Path) -> None:
 def test_ctrl_c_leaves_nothing(desk: Path, workers: str) -> None:
     """A real signal while tensors are being written, slowed down to be met there."""
     code = """
-        import sys, time
+        import signal, sys, time
         from taskbasis.cli import main
         from taskbasis.io.writer import Staged
+        # A process that a shell started in the background ignores the signal, and its children too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         real = Staged.write
 
         def slow(self, name, start, words):
