@@ -45,11 +45,7 @@ def merge_clusters(
     The merge is not linear in the tasks, so the inner products of tasks and atoms take a pass of
     their own over the atoms just written. The encoder records who is in which cluster.
     """
-    if len(contents.groups) != 1:
-        raise UsageError(
-            f"an inner merge by {inner.name} needs --granularity model; mean and sum take any"
-        )
-    group = contents.groups[0]
+    (group,) = contents.groups  # room_for_atoms has refused any other number
     labels = np.argmax(group.codes.encoder[: plan.vectors] != 0, axis=1)
     clusters = [np.flatnonzero(labels == label).tolist() for label in range(group.atoms)]
     parts = [(inner, c, run_stages(plan, inner, c, engine)) for c in clusters]
