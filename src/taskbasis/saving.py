@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from taskbasis import stored
 from taskbasis.difference import changed_only
-from taskbasis.digest import fingerprint, store_digests
 from taskbasis.engine import Engine
 from taskbasis.errors import BaseError, FileError, ValueProblem
 from taskbasis.io.dtypes import F32, F64, DType
@@ -55,14 +54,6 @@ class Saved:
         return self.rounding / self.norm if self.norm else 0.0
 
 
-def bind(binding: Binding, engine: Engine) -> Binding:
-    """The binding with its fingerprint and digests, read from the base where not recorded."""
-    if binding.fingerprint is not None or binding.store is None:
-        return binding
-    digests = store_digests(binding.store, engine)
-    return replace(binding, fingerprint=fingerprint(digests), digests=digests)
-
-
 def check_bindings(combinations: Sequence[Combination], base: Binding, engine: Engine) -> None:
     """Refuse vectors that were taken from another base, reading the base only where needed.
 
@@ -73,7 +64,7 @@ def check_bindings(combinations: Sequence[Combination], base: Binding, engine: E
         for leaf in combination.leaves:
             if leaf.base.same_as(base):
                 continue
-            theirs, ours = bind(leaf.base, engine), bind(base, engine)
+            theirs, ours = stored.bind(leaf.base, engine), stored.bind(base, engine)
             if theirs.fingerprint != ours.fingerprint:
                 raise BaseError(_other_base(leaf.label, theirs, ours))
 
@@ -99,7 +90,7 @@ def common_base(combinations: Sequence[Combination], engine: Engine) -> Binding:
     if not leaves:
         raise ValueProblem("an empty sum of task vectors has no base; add at least one vector")
     stores = [leaf.base for leaf in leaves if leaf.base.store is not None]
-    base = bind((stores or [leaves[0].base])[0], engine)
+    base = stored.bind((stores or [leaves[0].base])[0], engine)
     check_bindings(combinations, base, engine)
     return base
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from taskbasis.digest import fingerprint, store_digests
+from taskbasis.engine import Engine
 from taskbasis.errors import HeaderError
 from taskbasis.io.tensors import TensorStore
 from taskbasis.recipe import Binding, Leaf
@@ -19,6 +22,18 @@ KEY = "taskbasis"
 VERSION = 1
 VECTOR = "task_vector"
 BASIS = "basis"
+IMPORTANCE = "importance"
+MASK = "mask"
+MOMENTS = "moments"
+
+NAMES = {
+    VECTOR: "a task vector",
+    BASIS: "a basis",
+    IMPORTANCE: "importance scores",
+    MASK: "a mask",
+    MOMENTS: "activation moments",
+}
+"""The kinds of files, and what sentences call them."""
 
 
 def encode(kind: str, fields: Mapping[str, Any]) -> dict[str, str]:
@@ -40,7 +55,7 @@ def decode(store: TensorStore) -> dict[str, Any] | None:
         content = json.loads(store.metadata[KEY])
     except (json.JSONDecodeError, RecursionError) as error:
         raise HeaderError(f"{store.path}: its taskbasis record is damaged: {error}") from None
-    if not isinstance(content, dict) or content.get("kind") not in (VECTOR, BASIS):
+    if not isinstance(content, dict) or content.get("kind") not in NAMES:
         raise HeaderError(f"{store.path}: its taskbasis record does not say what the file is")
     if content.get("version") != VERSION:
         raise HeaderError(
@@ -48,6 +63,27 @@ def decode(store: TensorStore) -> dict[str, Any] | None:
             f"version {VERSION}; install the one that wrote it"
         )
     return content
+
+
+def expect(store: TensorStore, kind: str, advice: str) -> dict[str, Any]:
+    """What is recorded in a file that must be of one kind.
+
+    Raises:
+        HeaderError: the file is something else; the message says what, and gives the advice.
+    """
+    content = decode(store)
+    if content is None or content["kind"] != kind:
+        found = NAMES[content["kind"]] if content else "a checkpoint"
+        raise HeaderError(f"{store.path}: is {found}, not {NAMES[kind]}; {advice}")
+    return content
+
+
+def bind(binding: Binding, engine: Engine) -> Binding:
+    """The binding with its fingerprint and digests, read from the base where not recorded."""
+    if binding.fingerprint is not None or binding.store is None:
+        return binding
+    digests = store_digests(binding.store, engine)
+    return replace(binding, fingerprint=fingerprint(digests), digests=digests)
 
 
 def encode_binding(binding: Binding) -> dict[str, Any]:
@@ -59,15 +95,15 @@ def encode_binding(binding: Binding) -> dict[str, Any]:
     }
 
 
-def decode_binding(store: TensorStore, content: Mapping[str, Any]) -> Binding:
-    """The base a file is bound to.
+def decode_binding(store: TensorStore, content: Mapping[str, Any], what: str = "base") -> Binding:
+    """The base (or another model) a file is bound to.
 
     Raises:
         HeaderError: the record does not name it.
     """
-    base = content.get("base")
+    base = content.get(what)
     if not isinstance(base, dict) or not isinstance(base.get("fingerprint"), str):
-        raise HeaderError(f"{store.path}: its taskbasis record does not name the base")
+        raise HeaderError(f"{store.path}: its taskbasis record does not name the {what}")
     digests = base.get("digests")
     return Binding(
         str(base.get("name", "unknown")),
@@ -83,10 +119,7 @@ def vector_leaf(store: TensorStore) -> Leaf:
     Raises:
         HeaderError: the file is not a task vector, or holds what no arithmetic is done on.
     """
-    content = decode(store)
-    if content is None or content["kind"] != VECTOR:
-        what = "a basis" if content else "not a task vector"
-        raise HeaderError(f"{store.path}: is {what}; extract a task vector from it first")
+    content = expect(store, VECTOR, "extract a task vector first")
     for info in store.values():
         if not info.dtype.mergeable:
             raise HeaderError(

@@ -130,7 +130,7 @@ def test_a_record_without_digests_still_tells_bases_apart(vector: Path) -> None:
 def test_a_basis_is_not_a_vector(vector: Path) -> None:
     library = vector.with_name("library.safetensors")
     fit({"math": TaskVector.open(vector)}, library, Design(1))
-    with pytest.raises(HeaderError, match="is a basis; extract a task vector from it first"):
+    with pytest.raises(HeaderError, match="is a basis, not a task vector; extract"):
         TaskVector.open(library)
 
 
