@@ -55,7 +55,7 @@ def decode(store: TensorStore) -> dict[str, Any] | None:
         content = json.loads(store.metadata[KEY])
     except (json.JSONDecodeError, RecursionError) as error:
         raise HeaderError(f"{store.path}: its taskbasis record is damaged: {error}") from None
-    if not isinstance(content, dict) or content.get("kind") not in NAMES:
+    if not isinstance(content, dict) or str(content.get("kind")) not in NAMES:
         raise HeaderError(f"{store.path}: its taskbasis record does not say what the file is")
     if content.get("version") != VERSION:
         raise HeaderError(
