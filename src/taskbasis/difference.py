@@ -14,6 +14,7 @@ Anything else (a missing tensor, an extra one, another shape) is an error naming
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -73,6 +74,7 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
         Binding(str(base.path), base),
         (tuned.path, base.path, *tuned.files, *base.files),
         {rule: names for rule, names in rules.items() if names},
+        tuned=Binding(str(tuned.path), tuned),
     )
 
 
@@ -172,12 +174,20 @@ def changed_only(leaf: Leaf, engine: Engine) -> tuple[Leaf, dict[str, str]]:
     if not leaf.difference or store is None:
         return leaf, dict(leaf.base.digests)
     digests = store_digests(store, engine)
-    renamed = {
-        name: TensorInfo(name, info.dtype, info.shape, info.blob, info.offset)
-        for name, info in leaf.infos.items()
-    }
-    tuned = tensor_digests(renamed.values(), engine)
+    tuned = _digests_by_base_name(leaf, engine)
     changed = {name: info for name, info in leaf.infos.items() if tuned[name] != digests[name]}
     same = tuple(sorted(leaf.infos.keys() - changed.keys()))
     rules = {**leaf.rules, "unchanged": same} if same else dict(leaf.rules)
-    return Leaf(leaf.label, changed, True, leaf.base, leaf.files, rules), digests
+    return replace(leaf, infos=changed, rules=rules), digests
+
+
+def _digests_by_base_name(leaf: Leaf, engine: Engine) -> dict[str, str]:
+    """The digests of the tuned tensors, as if they were called what the base calls them."""
+    whole = leaf.tuned.store if leaf.tuned is not None else None
+    own = store_digests(whole, engine) if whole is not None else {}
+    others = [
+        TensorInfo(name, info.dtype, info.shape, info.blob, info.offset)
+        for name, info in leaf.infos.items()
+        if name not in own or info.name != name
+    ]
+    return {**own, **tensor_digests(others, engine)}

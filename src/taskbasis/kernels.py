@@ -30,7 +30,8 @@ _SMALL, _LARGE = 1e-30, 1e37
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _jit(**options: Any) -> Callable[[_F], _F]:
+def jit(**options: Any) -> Callable[[_F], _F]:
+    """A loop compiled for this machine, cached on disk, that lets other threads run."""
     return cast(
         Callable[[_F], _F], numba.njit(nogil=True, cache=True, error_model="numpy", **options)
     )
@@ -122,13 +123,13 @@ def _narrow_for(x: Any, like: Any) -> Any:
     return unchanged
 
 
-@_jit()
+@jit()
 def _decode(words: Any, out: Any) -> None:
     for i in range(out.size):
         out[i] = _widen(words[i])
 
 
-@_jit()
+@jit()
 def _decode_difference(words: Any, base: Any, out: Any) -> None:
     # Equal values differ by zero, infinite ones too: an untouched mask of -inf is no NaN.
     zero = out.dtype.type(0)
@@ -137,13 +138,13 @@ def _decode_difference(words: Any, base: Any, out: Any) -> None:
         out[i] = value - base[i] if value != base[i] else zero
 
 
-@_jit()
+@jit()
 def _scaled_sum(total: Any, coefficient: Any, row: Any) -> None:
     for i in range(total.size):
         total[i] += coefficient * row[i]
 
 
-@_jit()
+@jit()
 def _store_delta(total: Any, out: Any, error: Any) -> None:
     for i in range(total.size):
         word = _narrow(total[i], out[i])
@@ -151,7 +152,7 @@ def _store_delta(total: Any, out: Any, error: Any) -> None:
         error[i] = _widen(word) - total[i]
 
 
-@_jit()
+@jit()
 def _store_weights(base: Any, total: Any, out: Any, error: Any) -> None:
     zero = error.dtype.type(0)
     for i in range(total.size):
@@ -162,7 +163,7 @@ def _store_weights(base: Any, total: Any, out: Any, error: Any) -> None:
         error[i] = moved - total[i]
 
 
-@_jit(fastmath={"reassoc", "nsz"})
+@jit(fastmath={"reassoc", "nsz"})
 def _dot(left: Any, right: Any) -> Any:
     total = left[0] * right[0]
     for i in range(1, left.size):
@@ -170,7 +171,7 @@ def _dot(left: Any, right: Any) -> Any:
     return total
 
 
-@_jit(fastmath={"reassoc", "nsz"})
+@jit(fastmath={"reassoc", "nsz"})
 def _exact_dot(left: Any, right: Any) -> float:
     total = 0.0
     for i in range(left.size):
@@ -178,19 +179,19 @@ def _exact_dot(left: Any, right: Any) -> float:
     return total
 
 
-@_jit()
+@jit()
 def _safe(square: float) -> bool:
     return _SMALL < square < _LARGE
 
 
-@_jit()
+@jit()
 def _square(row: Any) -> float:
     """The squared norm of a block; in float64 where float32 could overflow or vanish."""
     found = float(_dot(row, row))
     return found if _safe(found) else _exact_dot(row, row)
 
 
-@_jit()
+@jit()
 def _rows(base: Any, words: Any, difference: Any, start: int, stop: int, scratch: Any) -> None:
     # Rows are sliced one at a time: a slice over both axes would lose its contiguity.
     for r in range(words.shape[0]):
@@ -200,7 +201,7 @@ def _rows(base: Any, words: Any, difference: Any, start: int, stop: int, scratch
             _decode(words[r, start:stop], scratch[r, : stop - start])
 
 
-@_jit()
+@jit()
 def _form(
     base: Any,
     words: Any,
@@ -233,7 +234,7 @@ def _form(
             stats[m, 1] += _square(error)
 
 
-@_jit()
+@jit()
 def _gram(base: Any, words: Any, difference: Any, scratch: Any, out: Any) -> None:
     inputs, size = words.shape
     block = scratch.shape[1]

@@ -7,7 +7,7 @@ workers, so every sum over cuts has the same bits however the work is shared out
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,25 @@ from taskbasis.errors import MismatchError, ValueProblem
 from taskbasis.io.dtypes import F64, DType
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.kernels import BLOCK
-from taskbasis.recipe import Combination, Leaf, shape_check
+from taskbasis.recipe import Combination, Leaf, Learnt, shape_check
 
 _MAX_CUT = 1 << 18
 _ROWS_TIMES_CUT = 1 << 22
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A tensor that goes with another: its scores, or the moment of what enters it.
+
+    Attributes:
+        info: where it stands.
+        number: what scores are multiplied by; of how many inputs a moment is the mean.
+        transposed: whether a moment's matrix is [in, out] instead of [out, in].
+    """
+
+    info: TensorInfo
+    number: float
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,6 +47,9 @@ class Merge:
         rows: the inputs' tensors, R of them; none for a tensor that is only converted.
         differences: per row, whether the base is subtracted.
         mixing: [T, R]: vector t is the sum over rows of mixing[t, r] * row r.
+        masks: per row the packed bits of the masks that it is multiplied by.
+        scores, moments: per vector what was learnt of this tensor; None where nothing was. Empty
+            when the method takes none.
     """
 
     name: str
@@ -40,6 +58,9 @@ class Merge:
     rows: tuple[TensorInfo, ...]
     differences: tuple[bool, ...]
     mixing: NDArray[np.float64] = field(repr=False)
+    masks: tuple[tuple[TensorInfo, ...], ...] = ()
+    scores: tuple[Companion | None, ...] = ()
+    moments: tuple[Companion | None, ...] = ()
 
     @property
     def size(self) -> int:
@@ -55,8 +76,14 @@ class Merge:
     @property
     def bytes_per_element(self) -> int:
         """Bytes read per element of the tensor."""
-        inputs = [*self.rows, *([self.base] if self.base else [])]
+        scores = [companion.info for companion in self.scores if companion is not None]
+        inputs = [*self.rows, *([self.base] if self.base else []), *scores]
         return sum(info.dtype.itemsize for info in inputs)
+
+    @property
+    def moment_bytes(self) -> int:
+        """Bytes of the moments that belong to the tensor."""
+        return sum(moment.info.nbytes for moment in self.moments if moment is not None)
 
 
 @dataclass(frozen=True)
@@ -76,11 +103,15 @@ class Plan:
         merges: the tensors that are computed.
         copies: the base's tensors that are copied byte for byte.
         combinations: the T task vectors.
+        watched: tensors that no vector changes but that have scores, which a method's stages see.
+        whole: whether tensors are never cut.
     """
 
     merges: tuple[Merge, ...]
     copies: tuple[TensorInfo, ...]
     combinations: tuple[Combination, ...]
+    watched: tuple[Merge, ...] = ()
+    whole: bool = False
 
     @property
     def vectors(self) -> int:
@@ -95,27 +126,48 @@ class Plan:
     @property
     def cut_size(self) -> int:
         """Elements per cut: fewer when more rows are read at once, always whole blocks."""
+        if self.whole:
+            largest = max((merge.size for merge in self.merges), default=1)
+            return -(-max(largest, 1) // BLOCK) * BLOCK
         fitting = _ROWS_TIMES_CUT // max(self.rows + 2, 1)
         return max(min(_MAX_CUT, fitting) // BLOCK, 1) * BLOCK
 
-    def cuts(self) -> list[Cut]:
-        """The cuts in plan order; an empty tensor has one empty cut."""
+    def cuts(self, watched: bool = False) -> list[Cut]:
+        """The cuts in plan order; an empty tensor has one empty cut.
+
+        Args:
+            watched: whether the watched tensors follow, numbered on from the merges.
+        """
         step = self.cut_size
         return [
             Cut(index, start, min(start + step, merge.size))
-            for index, merge in enumerate(self.merges)
+            for index, merge in enumerate((*self.merges, *(self.watched if watched else ())))
             for start in range(0, max(merge.size, 1), step)
         ]
 
+    def merge(self, cut: Cut) -> Merge:
+        """The tensor that a cut belongs to."""
+        beyond = cut.index - len(self.merges)
+        return self.merges[cut.index] if beyond < 0 else self.watched[beyond]
+
     def cut_bytes(self, cut: Cut) -> int:
         """Bytes read for a cut."""
-        return (cut.stop - cut.start) * self.merges[cut.index].bytes_per_element
+        merge = self.merge(cut)
+        return (cut.stop - cut.start) * merge.bytes_per_element + merge.moment_bytes
 
     def memory(self, outputs: int) -> int:
         """An upper bound of the bytes that one worker's buffers take."""
         width = 8 if any(merge.double for merge in self.merges) else 4
         per_element = width * (2 * self.rows + self.vectors + 3) + 8 * outputs
-        return self.cut_size * per_element + (self.rows + 3) * BLOCK * width + (1 << 20)
+        if any(merge.scores for merge in (*self.merges, *self.watched)):
+            per_element += 6 * self.vectors
+        per_tensor = max((merge.moment_bytes for merge in self.merges), default=0)
+        return (
+            self.cut_size * per_element
+            + (self.rows + 3) * BLOCK * width
+            + 4 * per_tensor
+            + (1 << 20)
+        )
 
 
 def make_plan(
@@ -123,6 +175,9 @@ def make_plan(
     add_to: TensorStore | None,
     origin: TensorStore | None,
     dtype: DType | None = None,
+    scores: Sequence[Learnt] = (),
+    moments: Sequence[Learnt] = (),
+    whole: bool = False,
 ) -> Plan:
     """Resolve combinations against headers.
 
@@ -132,6 +187,8 @@ def make_plan(
         origin: the base that differences are taken from; None when there are none.
         dtype: what weights are stored in; float tensors of another dtype that no vector touches
             are converted, not copied. None keeps every tensor's own.
+        scores, moments: one per vector, or none.
+        whole: whether tensors are never cut.
 
     Raises:
         MismatchError: a vector holds a tensor that the base lacks, or shapes differ.
@@ -141,14 +198,59 @@ def make_plan(
         raise ValueProblem("there is no task vector to work on")
     leaves = _leaves(combinations)
     names = sorted({name for leaf in leaves for name in leaf.infos})
-    merges = [_merge(name, combinations, leaves, add_to, origin) for name in names]
+    merges = [
+        replace(
+            _merge(name, combinations, leaves, add_to, origin),
+            scores=_scores(name, combinations, scores),
+            moments=tuple(_companion(learnt, name) for learnt in moments),
+        )
+        for name in names
+    ]
     kept = [merge for merge in merges if merge.rows]
     merged = {merge.name for merge in kept}
     rest = [] if add_to is None else [i for n, i in add_to.items() if n not in merged]
     converted = [i for i in rest if dtype and i.dtype.mergeable and i.dtype != dtype]
     kept += [_conversion(info, len(combinations)) for info in converted]
     copies = tuple(info for info in rest if info not in converted)
-    return Plan(tuple(kept), copies, tuple(combinations))
+    watched = _watched(merged, scores, leaves, add_to or origin)
+    return Plan(tuple(kept), copies, tuple(combinations), watched, whole)
+
+
+def _companion(learnt: Learnt, name: str) -> Companion | None:
+    if name not in learnt.infos:
+        return None
+    return Companion(learnt.infos[name], learnt.numbers[name], name in learnt.transposed)
+
+
+def _scores(
+    name: str, combinations: Sequence[Combination], scores: Sequence[Learnt]
+) -> tuple[Companion | None, ...]:
+    """The scores of a tensor, one per vector; a vector that changes it must have them."""
+    for combination, learnt in zip(combinations, scores, strict=bool(scores)):
+        changes = [term.leaf for term in combination.terms if name in term.leaf.infos]
+        if changes and name not in learnt.infos:
+            raise MismatchError(
+                f"{learnt.label} holds no scores of tensor {name!r}, which {changes[0].label} "
+                "changes; score it too, or leave it out of the vector with --exclude"
+            )
+        for leaf in changes:
+            shape_check(learnt.infos[name], leaf.infos[name])
+    return tuple(_companion(learnt, name) for learnt in scores)
+
+
+def _watched(
+    merged: set[str], scores: Sequence[Learnt], leaves: Sequence[Leaf], base: TensorStore | None
+) -> tuple[Merge, ...]:
+    """Tensors of the base that have scores but that no vector changes."""
+    known = set(base) if base is not None else {n for leaf in leaves for n in leaf.base.digests}
+    names = sorted({name for learnt in scores for name in learnt.infos} & known - merged)
+    found = []
+    for name in names:
+        companions = tuple(_companion(learnt, name) for learnt in scores)
+        shape = next(c.info.shape for c in companions if c is not None)
+        empty = np.zeros((len(scores), 0))
+        found.append(Merge(name, shape, None, (), (), empty, scores=companions))
+    return tuple(found)
 
 
 def _conversion(info: TensorInfo, count: int) -> Merge:
@@ -187,6 +289,7 @@ def _merge(
         tuple(leaf.infos[name] for leaf in used),
         tuple(leaf.difference for leaf in used),
         mixing,
+        tuple(leaf.masks.get(name, ()) for leaf in used),
     )
 
 

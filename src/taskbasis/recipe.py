@@ -56,6 +56,9 @@ class Leaf:
         base: the base it is bound to.
         files: the files and folders it reads, which no output may touch.
         rules: names of tensors that are not part of it, by the rule that left them out.
+        masks: per tensor the packed bits of masks that it is multiplied by.
+        also: other bindings that must be to the same base: those of the masks.
+        tuned: the fine-tuned model it was taken from, where that is known.
     """
 
     label: str
@@ -64,6 +67,30 @@ class Leaf:
     base: Binding
     files: tuple[Path, ...] = ()
     rules: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    masks: Mapping[str, tuple[TensorInfo, ...]] = field(default_factory=dict, repr=False)
+    also: tuple[Binding, ...] = ()
+    tuned: Binding | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """What was learnt of a task from data, and goes with its vector: scores or moments.
+
+    Attributes:
+        label: what to call it, usually its file.
+        infos: one tensor per parameter, by the base's names.
+        numbers: what a tensor's stored scores are multiplied by; of how many inputs a moment is.
+        files: the files it is read from.
+        transposed: names of matrices that are [in, out] instead of [out, in].
+        model: what it was learnt of.
+    """
+
+    label: str
+    infos: Mapping[str, TensorInfo] = field(repr=False)
+    numbers: Mapping[str, float] = field(repr=False)
+    files: tuple[Path, ...] = ()
+    transposed: frozenset[str] = frozenset()
+    model: Binding | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis import stored
+from taskbasis.binding import check_bindings, check_learnt, common_base
 from taskbasis.difference import changed_only
 from taskbasis.engine import Engine
-from taskbasis.errors import BaseError, FileError, ValueProblem
+from taskbasis.errors import FileError
 from taskbasis.io.dtypes import F32, F64, DType
 from taskbasis.io.folder import INDEX_SUFFIX, WEIGHT_SUFFIXES
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD, MemorySink, OutputTensor, Staged
-from taskbasis.methods import Method
-from taskbasis.passes import Former, Linear, Merged, rounding, run_stages, write
+from taskbasis.methods import Method, Selecting
+from taskbasis.passes import Former, Kept, Linear, Merged, Tally, rounding, run_stages, write
 from taskbasis.plan import Plan, make_plan
-from taskbasis.recipe import Binding, Combination
+from taskbasis.recipe import Binding, Combination, Learnt
 
 RECIPE_FILE = "taskbasis_recipe.json"
 _NOT_COPIED = ("README.md", RECIPE_FILE)
@@ -39,6 +40,7 @@ class Saved:
         norm: the Euclidean norm of the delta.
         rounding: the norm of what rounding to the stored dtype took from the delta.
         left: files of the base's folder that were not copied: its card, and other weights.
+        kept: what a method that selects entries kept of every vector.
     """
 
     path: Path
@@ -47,52 +49,12 @@ class Saved:
     norm: float
     rounding: float
     left: tuple[str, ...] = ()
+    kept: Kept | None = None
 
     @property
     def lost(self) -> float:
         """The share of the delta's norm that rounding took; 0 for a zero delta."""
         return self.rounding / self.norm if self.norm else 0.0
-
-
-def check_bindings(combinations: Sequence[Combination], base: Binding, engine: Engine) -> None:
-    """Refuse vectors that were taken from another base, reading the base only where needed.
-
-    Raises:
-        BaseError: naming the vector, both bases, and tensors that differ.
-    """
-    for combination in combinations:
-        for leaf in combination.leaves:
-            if leaf.base.same_as(base):
-                continue
-            theirs, ours = stored.bind(leaf.base, engine), stored.bind(base, engine)
-            if theirs.fingerprint != ours.fingerprint:
-                raise BaseError(_other_base(leaf.label, theirs, ours))
-
-
-def _other_base(label: str, theirs: Binding, ours: Binding) -> str:
-    names = sorted(theirs.digests.keys() | ours.digests.keys())
-    unlike = [n for n in names if theirs.digests.get(n) != ours.digests.get(n)]
-    detail = f"; {len(unlike)} tensors differ, e.g. {unlike[0]!r}" if unlike else ""
-    return (
-        f"{label} was taken from the base {theirs.name} ({theirs.fingerprint}), not from "
-        f"{ours.name} ({ours.fingerprint}){detail}. Apply it to its own base"
-    )
-
-
-def common_base(combinations: Sequence[Combination], engine: Engine) -> Binding:
-    """The one base all vectors are bound to, with its fingerprint.
-
-    Raises:
-        BaseError: the vectors are bound to several bases.
-        ValueProblem: there is no vector.
-    """
-    leaves = [leaf for combination in combinations for leaf in combination.leaves]
-    if not leaves:
-        raise ValueProblem("an empty sum of task vectors has no base; add at least one vector")
-    stores = [leaf.base for leaf in leaves if leaf.base.store is not None]
-    base = stored.bind((stores or [leaves[0].base])[0], engine)
-    check_bindings(combinations, base, engine)
-    return base
 
 
 def save_vector(
@@ -109,7 +71,12 @@ def save_vector(
     base = common_base([combination], engine)
     plan = make_plan([combination], None, base.store)
     tensors = [OutputTensor(merge.name, dtype, merge.shape) for merge in plan.merges]
-    made = {"base": stored.encode_binding(base), "dtype": dtype.name, "made": describe(combination)}
+    made = {
+        "base": stored.encode_binding(base),
+        "tuned": _tuned(combination, engine),
+        "dtype": dtype.name,
+        "made": describe(combination),
+    }
     files = [file for leaf in combination.leaves for file in leaf.files]
     with Staged(
         out,
@@ -126,6 +93,18 @@ def save_vector(
     norm, lost = rounding(totals)
     rules = {"stored": tuple(merge.name for merge in plan.merges), **rules}
     return Saved(Path(out), sum(t.nbytes for t in tensors), rules, norm, lost)
+
+
+def _tuned(combination: Combination, engine: Engine) -> dict[str, Any] | None:
+    """The one fine-tuned model that a vector is the whole difference to, if it is that."""
+    if len(combination.terms) != 1:
+        return None
+    (term,) = combination.terms
+    whole = term.coefficient == 1 and term.per_tensor is None and not term.leaf.masks
+    if not whole or term.leaf.tuned is None:
+        return None
+    tuned = stored.bind(term.leaf.tuned, engine)
+    return {"name": tuned.name, "fingerprint": tuned.fingerprint}
 
 
 def _without_unchanged(
@@ -161,16 +140,32 @@ class Edit:
         vectors: the T task vectors.
         method: how they are merged.
         scale: what multiplies the merged delta.
+        scores, moments: what was learnt of the vectors' tasks, one each, or none.
     """
 
     base: TensorStore
     vectors: tuple[Combination, ...]
     method: Method
     scale: float = 1.0
+    scores: tuple[Learnt, ...] = ()
+    moments: tuple[Learnt, ...] = ()
 
     def plan(self, dtype: DType | None = None) -> Plan:
         """The edit resolved against headers; ``dtype`` is what floats are stored in."""
-        return make_plan(self.vectors, self.base, self.base, dtype)
+        return make_plan(
+            self.vectors,
+            self.base,
+            self.base,
+            dtype,
+            self.scores,
+            self.moments,
+            self.method.whole,
+        )
+
+    def check(self, engine: Engine) -> None:
+        """Refuse vectors of another base, and scores or moments of other models."""
+        check_bindings(self.vectors, Binding(str(self.base.path), self.base), engine)
+        check_learnt(self.method, self.vectors, self.scores, self.moments, engine)
 
     def former(self, plan: Plan, engine: Engine) -> Former:
         """What forms the weights; a method's stages are run here."""
@@ -181,8 +176,16 @@ class Edit:
             row = self.scale * np.asarray(weights, np.float64)[None]
             return Linear(lambda name: row)
         members = range(len(self.vectors))
-        state = run_stages(plan, self.method, members, engine)
-        return Merged([(self.method, members, state)], self.scale)
+        found = run_stages(plan, self.method, members, engine)
+        tally = Tally(len(members)) if isinstance(self.method, Selecting) else None
+        return Merged([(self.method, members, found)], self.scale, tally)
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files it is made of, which no output may touch."""
+        leaves = [leaf.files for vector in self.vectors for leaf in vector.leaves]
+        learnt = [part.files for part in (*self.scores, *self.moments)]
+        return [file for files in (*leaves, *learnt) for file in files]
 
     def recipe(self) -> dict[str, Any]:
         """The edit as plain data."""
@@ -193,6 +196,11 @@ class Edit:
             "options": options,
             "scale": self.scale,
             "vectors": [describe(vector) for vector in self.vectors],
+            **{
+                name: [learnt.label for learnt in parts]
+                for name, parts in (("scores", self.scores), ("moments", self.moments))
+                if parts
+            },
         }
 
 
@@ -206,25 +214,57 @@ def save_model(
     engine: Engine,
 ) -> Saved:
     """Write an edited model in the layout of its base, with the base's side files."""
-    check_bindings(edit.vectors, Binding(str(edit.base.path), edit.base), engine)
+    edit.check(engine)
     plan = edit.plan(dtype)
-    tensors = _model_tensors(edit.base, dtype)
-    files = [file for vector in edit.vectors for leaf in vector.leaves for file in leaf.files]
+    return save_with(
+        plan,
+        edit.base,
+        lambda: edit.former(plan, engine),
+        edit.recipe(),
+        out,
+        dtype,
+        inputs=edit.inputs,
+        shard_size=shard_size,
+        replace_used=replace_used,
+        engine=engine,
+    )
+
+
+def save_with(
+    plan: Plan,
+    base: TensorStore,
+    make_former: Callable[[], Former],
+    recipe: Mapping[str, Any],
+    out: str | Path,
+    dtype: DType | None,
+    *,
+    inputs: Sequence[Path],
+    shard_size: int | None,
+    replace_used: bool,
+    engine: Engine,
+) -> Saved:
+    """Write what a plan and a former make of ``base``, in its layout and with its side files.
+
+    Args:
+        make_former: called once the destination is accepted, since stages read everything.
+        recipe: plain data saying how it was made, put beside the weights of a folder.
+        inputs: further files that must not be touched.
+    """
+    tensors = _model_tensors(base, dtype)
     with Staged(
         out,
         tensors,
         {"format": "pt"},
         shard_size=shard_size,
         replace=replace_used,
-        inputs=[edit.base.path, *files],
+        inputs=[base.path, *inputs],
     ) as staged:
-        former = edit.former(plan, engine)
+        former = make_former()
         totals = write(plan, staged, former, lambda name: (name,), True, engine)
         left: tuple[str, ...] = ()
         if not staged.is_file:
-            recipe = json.dumps(edit.recipe(), indent=2) + "\n"
-            staged.add_file(RECIPE_FILE, recipe.encode())
-            left = _copy_side_files(edit.base, staged, dtype)
+            staged.add_file(RECIPE_FILE, (json.dumps(recipe, indent=2) + "\n").encode())
+            left = _copy_side_files(base, staged, dtype)
         staged.commit()
     norm, lost = rounding(totals)
     rules = {
@@ -232,12 +272,19 @@ def save_model(
         "converted": tuple(merge.name for merge in plan.merges if not merge.rows),
         "copied": tuple(info.name for info in plan.copies),
     }
-    return Saved(Path(out), sum(t.nbytes for t in tensors), rules, norm, lost, left)
+    nbytes = sum(t.nbytes for t in tensors)
+    return Saved(Path(out), nbytes, rules, norm, lost, left, _kept(former))
+
+
+def _kept(former: Former) -> Kept | None:
+    """What a selecting method kept, once its outputs are written."""
+    tally = former.tally if isinstance(former, Merged) else None
+    return tally.kept_shares() if tally is not None else None
 
 
 def model_in_memory(edit: Edit, engine: Engine) -> dict[str, NDArray[Any]]:
     """An edited model's tensors as NumPy arrays, in the base's dtypes."""
-    check_bindings(edit.vectors, Binding(str(edit.base.path), edit.base), engine)
+    edit.check(engine)
     plan = edit.plan()
     sink = MemorySink(_model_tensors(edit.base, None))
     write(plan, sink, edit.former(plan, engine), lambda name: (name,), True, engine)

@@ -24,7 +24,7 @@ from taskbasis.io.dtypes import F16, F32, F64, DType
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD, OutputTensor, Staged
-from taskbasis.recipe import Binding
+from taskbasis.recipe import Binding, Learnt
 
 _LARGEST = 15
 """Scores are stored times a power of two that brings the largest of a tensor below 2^15, so that
@@ -68,6 +68,19 @@ class _Learnt:
         if info.dtype != F64 or info.shape != (len(self.infos),):
             raise HeaderError(f"{info.where} does not hold one number for every other tensor")
         return dict(zip(sorted(self.infos), map(float, info.load()), strict=True))
+
+    @property
+    def learnt(self) -> Learnt:
+        """What merging reads of it."""
+        transposed = self.origin.options.get("transposed", ())
+        return Learnt(
+            str(self.path),
+            self.infos,
+            self.numbers,
+            (self.path, *self.store.files),
+            frozenset(map(str, transposed)),
+            self.origin.model,
+        )
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.infos:
@@ -252,7 +265,7 @@ class ImportanceWriter(_Writer):
         origin: where the scores come from.
         dtype: float16, or float32 where scores within a tensor span more than 2^39.
 
-    >>> from taskbasis.recipe import Binding
+    >>> from taskbasis.recipe import Binding, Learnt
     >>> out = getfixture("tmp_path") / "scores.safetensors"
     >>> with ImportanceWriter(out, {"w": (2,)}, Origin(Binding("m", None, "00"))) as writer:
     ...     writer.write("w", np.array([1e-9, 3e-9]))

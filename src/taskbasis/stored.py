@@ -127,4 +127,5 @@ def vector_leaf(store: TensorStore) -> Leaf:
             )
     binding = decode_binding(store, content)
     files = (store.path, *store.files)
-    return Leaf(str(store.path), dict(store.infos), False, binding, files)
+    tuned = decode_binding(store, content, "tuned") if content.get("tuned") else None
+    return Leaf(str(store.path), dict(store.infos), False, binding, files, tuned=tuned)

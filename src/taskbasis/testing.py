@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.engine import Engine, Scratch
-from taskbasis.methods import Method
+from taskbasis.methods import Chunk, Method
 
 Vectors = NDArray[Any]
 
@@ -81,32 +81,39 @@ def merged(
     vectors: Vectors,
     borders: Sequence[int] | None = None,
     workers: int = 1,
+    scores: Vectors | None = None,
 ) -> NDArray[Any]:
     """The merged delta [d] of whole vectors [T, d], formed stretch by stretch as by the engine.
 
     Args:
         borders: where the vectors are cut, from 0 to d; by default they are not cut.
         workers: how many threads work on the stretches.
+        scores: [T, d] float32, for methods that take importance.
 
     >>> from taskbasis.methods import Ties
     >>> merged(Ties(density=0.5), np.array([[1.0, 2.0, 3.0, 4.0]]), borders=[0, 1, 4])
     array([0., 0., 3., 4.])
     """
-    places = [0, vectors.shape[1]] if borders is None else list(borders)
+    places = [0, vectors.shape[1]] if borders is None or method.whole else list(borders)
     cuts = list(pairwise(places))
-    state: Any = None
-    for stage in range(method.stages):
+
+    def chunk(cut: tuple[int, int]) -> Chunk:
+        seen = None if scores is None else _stretch(scores, cut)
+        return Chunk(_stretch(vectors, cut), seen, (), "tensor", vectors.shape[1:], cut[0])
+
+    state: tuple[Any, ...] = ()
+    for stage, _ in enumerate(method.stages()):
 
         def observe(cut: tuple[int, int], _: Scratch, stage: int = stage, s: Any = state) -> Any:
-            return method.observe(stage, _stretch(vectors, cut), s)
+            return method.observe(stage, chunk(cut), s)
 
         total: Any = 0
         for partial in Engine(workers).map(observe, cuts, _length, method.name):
             total = total + partial
-        state = method.finish(stage, total, state)
+        state = (*state, method.finish(stage, total, state))
 
     def apply(cut: tuple[int, int], _: Scratch) -> NDArray[Any]:
-        return np.array(method.apply(_stretch(vectors, cut), state))
+        return np.array(method.apply(chunk(cut), state))
 
     parts = list(Engine(workers).map(apply, cuts, _length, method.name))
     return np.concatenate(parts) if parts else np.zeros(0, vectors.dtype)

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, ClassVar, cast, overload
 
 from numpy.typing import NDArray
 
 from taskbasis import spaces, stored
+from taskbasis.algebra import Weights, mismatched, name_of, space_of
 from taskbasis.difference import difference_leaf
 from taskbasis.digest import fingerprint, store_digests
 from taskbasis.engine import Engine
@@ -27,32 +28,15 @@ from taskbasis.io.dtypes import floating
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD
+from taskbasis.masks import Mask, masked
 from taskbasis.methods import Method, TaskArithmetic
 from taskbasis.recipe import Combination, Term
 from taskbasis.saving import Edit, Saved, model_in_memory, save_model, save_vector, vector_in_memory
-
-
-class _Weights:
-    """What weights refuse, naming both sides: to be scaled, and to be taken from a number."""
-
-    def __rsub__(self, other: object) -> Any:
-        return _mismatched(other, "-", self)
-
-    def __mul__(self, other: object) -> Any:
-        return _mismatched(self, "*", other)
-
-    def __rmul__(self, other: object) -> Any:
-        return _mismatched(other, "*", self)
-
-    def __truediv__(self, other: object) -> Any:
-        return _mismatched(self, "/", other)
-
-    def __rtruediv__(self, other: object) -> Any:
-        return _mismatched(other, "/", self)
+from taskbasis.scores import Importance, Moments
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint(_Weights):
+class Checkpoint(Weights):
     """A model's named tensors on disk, opened lazily.
 
     Args:
@@ -130,6 +114,8 @@ class TaskVector:
 
     combination: Combination
 
+    space: ClassVar[spaces.Space] = "delta"
+
     def __init__(
         self,
         pretrained: str | Path | Checkpoint,
@@ -160,41 +146,43 @@ class TaskVector:
         if isinstance(other, int) and other == 0:  # what sum() starts with
             return self
         if not isinstance(other, TaskVector):
-            return cast(TaskVector, _mismatched(self, "+", other))
+            return cast(TaskVector, mismatched(self, "+", other))
         return TaskVector.of(self.combination + other.combination)
 
     def __radd__(self, other: int) -> TaskVector:
         if isinstance(other, int) and other == 0:
             return self
-        return cast(TaskVector, _mismatched(other, "+", self))
+        return cast(TaskVector, mismatched(other, "+", self))
 
     def __sub__(self, other: TaskVector) -> TaskVector:
         if not isinstance(other, TaskVector):
-            return cast(TaskVector, _mismatched(self, "-", other))
+            return cast(TaskVector, mismatched(self, "-", other))
         return self + (-other)
 
     def __rsub__(self, other: object) -> Any:
-        return _mismatched(other, "-", self)
+        return mismatched(other, "-", self)
 
     def __neg__(self) -> TaskVector:
         return TaskVector.of(self.combination.scaled(-1.0))
 
-    def __mul__(self, factor: float) -> TaskVector:
+    def __mul__(self, factor: float | Mask) -> TaskVector:
+        if isinstance(factor, Mask):
+            return TaskVector.of(masked(self.combination, factor))
         if not isinstance(factor, Real):
-            return cast(TaskVector, _mismatched(self, "*", factor))
+            return cast(TaskVector, mismatched(self, "*", factor))
         return TaskVector.of(self.combination.scaled(finite("a coefficient", float(factor))))
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> TaskVector:
         if not isinstance(divisor, Real):
-            return cast(TaskVector, _mismatched(self, "/", divisor))
+            return cast(TaskVector, mismatched(self, "/", divisor))
         if divisor == 0:
             raise UsageError(f"{self} cannot be divided by zero")
         return self * (1.0 / float(divisor))
 
     def __rtruediv__(self, other: object) -> Any:
-        return _mismatched(other, "/", self)
+        return mismatched(other, "/", self)
 
     def apply_to(self, base: str | Path | Checkpoint, scaling_coef: float = 1.0) -> EditedModel:
         """The weights ``base + scaling_coef * self``, not computed yet."""
@@ -234,7 +222,7 @@ class TaskVector:
 
 
 @dataclass(frozen=True, eq=False)
-class EditedModel(_Weights):
+class EditedModel(Weights):
     """Weights that are described but not computed: a checkpoint plus merged task vectors.
 
     Attributes:
@@ -242,24 +230,27 @@ class EditedModel(_Weights):
         vectors: the T task vectors.
         method: how they are merged; the sum unless said otherwise.
         scale: lambda, what multiplies the merged delta.
+        scores, moments: what was learnt of each vector's task, for methods that take it.
     """
 
     base: Checkpoint
     vectors: tuple[TaskVector, ...] = ()
     method: Method = field(default_factory=TaskArithmetic)
     scale: float = 1.0
+    scores: tuple[Importance, ...] = ()
+    moments: tuple[Moments, ...] = ()
 
     def __post_init__(self) -> None:
         finite("the scale", self.scale)
 
     def __add__(self, other: TaskVector) -> EditedModel:
-        spaces.combine("weights", "+", _space(other), str(self), _name(other))
+        spaces.combine("weights", "+", space_of(other), str(self), name_of(other))
         return EditedModel(self.base, (self.delta + other if self.vectors else other,))
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> Any:
-        spaces.combine("weights", "-", _space(other), str(self), _name(other))
+        spaces.combine("weights", "-", space_of(other), str(self), name_of(other))
         if isinstance(other, TaskVector):
             return self + (-other)
         theirs = EditedModel(other) if isinstance(other, Checkpoint) else other
@@ -292,7 +283,10 @@ class EditedModel(_Weights):
 
     def _edit(self) -> Edit:
         vectors = tuple(vector.combination for vector in self.vectors)
-        return Edit(self.base.store, vectors, self.method, self.scale)
+        scores, moments = (
+            tuple(part.learnt for part in parts) for parts in (self.scores, self.moments)
+        )
+        return Edit(self.base.store, vectors, self.method, self.scale, scores, moments)
 
     def save(
         self,
@@ -337,8 +331,18 @@ def merge(
     vectors: Iterable[TaskVector],
     method: Method | None = None,
     scale: float = 1.0,
+    scores: Iterable[Importance] = (),
+    moments: Iterable[Moments] = (),
 ) -> EditedModel:
     """The weights ``base + scale * method(vectors)``, not computed yet.
+
+    Args:
+        base: the weights that are added to.
+        vectors: the T task vectors.
+        method: how they are merged; the sum unless said otherwise.
+        scale: lambda.
+        scores, moments: what was learnt of each vector's task, in the order of the vectors, for
+            methods that take it.
 
     >>> from taskbasis.methods import Average
     >>> folder = getfixture("tiny_checkpoints")
@@ -346,7 +350,14 @@ def merge(
     >>> merge(folder / "base", vectors, Average()).tensors()["bias"]
     array([1. , 1.5], dtype=float32)
     """
-    return EditedModel(_checkpoint(base), tuple(vectors), method or TaskArithmetic(), scale)
+    return EditedModel(
+        _checkpoint(base),
+        tuple(vectors),
+        method or TaskArithmetic(),
+        scale,
+        tuple(scores),
+        tuple(moments),
+    )
 
 
 def analogy(plus: Iterable[TaskVector], minus: TaskVector) -> TaskVector:
@@ -362,24 +373,3 @@ def analogy(plus: Iterable[TaskVector], minus: TaskVector) -> TaskVector:
 
 def _checkpoint(value: str | Path | Checkpoint) -> Checkpoint:
     return value if isinstance(value, Checkpoint) else Checkpoint(value)
-
-
-def _space(value: object) -> spaces.Space:
-    if isinstance(value, (Checkpoint, EditedModel)):
-        return "weights"
-    if isinstance(value, TaskVector):
-        return "delta"
-    if isinstance(value, Real):
-        return "number"
-    raise TypeError(f"{type(value).__name__} is neither weights, nor a task vector, nor a number")
-
-
-def _name(value: object) -> str:
-    return "" if isinstance(value, Real) else str(value)
-
-
-def _mismatched(left: object, operator: spaces.Operator, right: object) -> Any:
-    """Raise for two sides that do not combine; weights on the right know how to add a delta."""
-    if operator != "+" or not isinstance(right, (Checkpoint, EditedModel)):
-        spaces.combine(_space(left), operator, _space(right), _name(left), _name(right))
-    return NotImplemented

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from taskbasis import passes
 from taskbasis.engine import Engine
 from taskbasis.errors import FileError, MismatchError, TaskbasisError, ValueProblem
 from taskbasis.io.folder import open_tensors
 from taskbasis.library import fit
 from taskbasis.methods import MagMax, Method, TaskArithmetic, Ties
+from taskbasis.passes import writing
 from taskbasis.vectors import TaskVector, merge
 
 Write = Callable[..., Path]
@@ -218,7 +218,7 @@ def test_interrupted(
     """Ctrl-C while the last pass writes."""
     good = base.parent / "good"
     untouched()
-    real = passes.read_cut
+    real = writing.read_cut
     calls: list[int] = []
 
     def interrupt(*args: Any) -> Any:
@@ -227,7 +227,7 @@ def test_interrupted(
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(passes, "read_cut", interrupt)
+    monkeypatch.setattr(writing, "read_cut", interrupt)
     with pytest.raises(KeyboardInterrupt):
         VERBS[verb](base, good, base.parent / "out", Engine(workers))
     untouched()

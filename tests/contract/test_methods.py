@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from taskbasis import testing
-from taskbasis.methods import METHODS, Method, Ties, method
+from taskbasis.granularity import Granularity
+from taskbasis.methods import METHODS, Chunk, Method, Ties, method
 from taskbasis.testing import BrokenContract, check_method, merged
 
 ORDERED = {"magmax"}
@@ -42,9 +43,9 @@ class Sum(Method):
 
     name: ClassVar[str] = "sum"
 
-    def apply(self, deltas: Array, state: Any) -> Array:
-        total = np.zeros(deltas.shape[1], deltas.dtype)
-        for row in deltas:
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        total = np.zeros(chunk.deltas.shape[1], chunk.deltas.dtype)
+        for row in chunk.deltas:
             total += row
         return total
 
@@ -53,7 +54,8 @@ class Sum(Method):
 class Overwriting(Sum):
     """Uses its input as scratch, which is allowed."""
 
-    def apply(self, deltas: Array, state: Any) -> Array:
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        deltas = chunk.deltas
         for row in deltas[1:]:
             deltas[0] += row
         deltas[1:] = np.nan
@@ -64,17 +66,19 @@ class Overwriting(Sum):
 class Normed(Sum):
     """Divides by the norm of the longest vector, in a stage that sums floats."""
 
-    stages: ClassVar[int] = 1
+    def stages(self) -> tuple[Granularity, ...]:
+        return ("model",)
 
-    def observe(self, stage: int, deltas: Array, state: Any) -> Array:
-        return np.asarray(np.sum(deltas.astype(np.float32) ** 2, axis=1))
+    def observe(self, stage: int, chunk: Chunk, state: Any) -> Array:
+        return np.asarray(np.sum(chunk.deltas.astype(np.float32) ** 2, axis=1))
 
     def finish(self, stage: int, total: Array, state: Any) -> float:
         return float(np.sqrt(np.max(total)))
 
-    def apply(self, deltas: Array, state: Any) -> Array:
-        scale = np.asarray(1 / state if state else 0.0, deltas.dtype)
-        return np.asarray(super().apply(deltas, None) * scale)
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        (norm,) = state
+        scale = np.asarray(1 / norm if norm else 0.0, chunk.deltas.dtype)
+        return np.asarray(super().apply(chunk, ()) * scale)
 
 
 def test_what_is_allowed() -> None:
@@ -106,31 +110,31 @@ class Tupled(Sum):
 
 @dataclass(frozen=True)
 class Tall(Sum):
-    def apply(self, deltas: Array, state: Any) -> Array:
-        return super().apply(deltas, state)[None]
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        return super().apply(chunk, state)[None]
 
 
 @dataclass(frozen=True)
 class Narrowing(Sum):
-    def apply(self, deltas: Array, state: Any) -> Array:
-        return super().apply(deltas, state).astype(np.float32)
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        return super().apply(chunk, state).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Unbiased(Sum):
     """T - 1 below the line."""
 
-    def apply(self, deltas: Array, state: Any) -> Array:
+    def apply(self, chunk: Chunk, state: Any) -> Array:
         with np.errstate(all="ignore"):
             return np.asarray(
-                super().apply(deltas, state) / np.float32(len(deltas) - 1), deltas.dtype
+                super().apply(chunk, state) / np.float32(len(chunk.deltas) - 1), chunk.deltas.dtype
             )
 
 
 @dataclass(frozen=True)
 class Shifting(Sum):
-    def apply(self, deltas: Array, state: Any) -> Array:
-        return super().apply(deltas, state) + deltas.dtype.type(1e-6)
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        return super().apply(chunk, state) + chunk.deltas.dtype.type(1e-6)
 
 
 @dataclass(frozen=True)
@@ -139,9 +143,9 @@ class Rolling(Sum):
 
     random: ClassVar[np.random.Generator] = np.random.default_rng(0)
 
-    def apply(self, deltas: Array, state: Any) -> Array:
-        kept = self.random.random(deltas.shape) < 0.5
-        return super().apply(deltas * kept, state)
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        kept = self.random.random(chunk.deltas.shape) < 0.5
+        return super().apply(replace(chunk, deltas=chunk.deltas * kept), state)
 
 
 @dataclass(frozen=True)
@@ -150,35 +154,35 @@ class Counting(Sum):
 
     calls: int = 0
 
-    def apply(self, deltas: Array, state: Any) -> Array:
+    def apply(self, chunk: Chunk, state: Any) -> Array:
         object.__setattr__(self, "calls", self.calls + 1)
-        return super().apply(deltas, state)
+        return super().apply(chunk, state)
 
 
 @dataclass(frozen=True)
 class Centring(Sum):
     """Takes the mean of a stretch for that of a vector."""
 
-    def apply(self, deltas: Array, state: Any) -> Array:
-        total = super().apply(deltas, state)
-        return np.asarray(total - (total.mean() if total.size else 0), deltas.dtype)
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        total = super().apply(chunk, state)
+        return np.asarray(total - (total.mean() if total.size else 0), chunk.deltas.dtype)
 
 
 @dataclass(frozen=True)
 class Pairwise(Sum):
     """NumPy sums a single column in another order than many."""
 
-    def apply(self, deltas: Array, state: Any) -> Array:
-        return np.asarray(np.repeat(deltas, 50, axis=0).sum(axis=0))
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        return np.asarray(np.repeat(chunk.deltas, 50, axis=0).sum(axis=0))
 
 
 @dataclass(frozen=True)
 class Homebound(Sum):
     """Gives another result away from the main thread."""
 
-    def apply(self, deltas: Array, state: Any) -> Array:
+    def apply(self, chunk: Chunk, state: Any) -> Array:
         away = threading.current_thread() is not threading.main_thread()
-        return super().apply(-deltas if away else deltas, state)
+        return super().apply(replace(chunk, deltas=-chunk.deltas) if away else chunk, state)
 
 
 @dataclass(frozen=True)
@@ -188,8 +192,8 @@ class Boasting(Sum):
     def weights(self, count: int) -> Array:
         return np.ones(count)
 
-    def apply(self, deltas: Array, state: Any) -> Array:
-        return super().apply(deltas, state) / deltas.dtype.type(len(deltas))
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        return super().apply(chunk, state) / chunk.deltas.dtype.type(len(chunk.deltas))
 
 
 @dataclass(frozen=True)
@@ -199,8 +203,8 @@ class Halving(Sum):
     def weights(self, count: int) -> Array:
         return np.full(count, 0.5)
 
-    def apply(self, deltas: Array, state: Any) -> Array:
-        return super().apply(deltas, state) * deltas.dtype.type(0.5)
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        return super().apply(chunk, state) * chunk.deltas.dtype.type(0.5)
 
 
 @dataclass(frozen=True)
@@ -213,8 +217,8 @@ class Scanty(Sum):
 
 @dataclass(frozen=True)
 class Favouring(Sum):
-    def apply(self, deltas: Array, state: Any) -> Array:
-        return super().apply(deltas[:1], state)
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        return super().apply(replace(chunk, deltas=chunk.deltas[:1]), state)
 
 
 BREACHES = [
@@ -263,6 +267,7 @@ def test_merged_is_what_the_engine_makes(tiny_checkpoints: Any) -> None:
     names = ("bias", "weight")
     dense = np.stack([np.concatenate([v.tensors()[n].ravel() for n in names]) for v in vectors])
     for name in METHODS:
-        found = merge(tiny_checkpoints / "base", vectors, method(name)).tensors()
+        of = method(name, scope="model") if name == "sta" else method(name)
+        found = merge(tiny_checkpoints / "base", vectors, of).tensors()
         flat = np.concatenate([found[n].ravel() for n in names])
-        np.testing.assert_array_equal(flat, merged(method(name), dense))
+        np.testing.assert_array_equal(flat, merged(of, dense))

@@ -14,17 +14,27 @@ import pytest
 from numpy.typing import NDArray
 
 from taskbasis import engine as engine_module
-from taskbasis import passes
 from taskbasis import plan as plan_module
 from taskbasis.difference import difference_leaf
 from taskbasis.engine import Engine, Scratch
 from taskbasis.errors import MemoryCapError, ValueProblem
+from taskbasis.granularity import Granularity
 from taskbasis.io.dtypes import BF16, BY_NAME, F16, F32, F64, DType
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import MemorySink, OutputTensor
 from taskbasis.kernels import BLOCK
-from taskbasis.methods import MagMax, Method, Ties
-from taskbasis.passes import Linear, Merged, gram_by_tensor, rounding, run_stages, write
+from taskbasis.methods import Chunk, MagMax, Method, Ties
+from taskbasis.methods.base import State
+from taskbasis.passes import (
+    Found,
+    Linear,
+    Merged,
+    gram_by_tensor,
+    rounding,
+    run_stages,
+    write,
+    writing,
+)
 from taskbasis.plan import Plan, make_plan
 from taskbasis.recipe import Binding, Combination, Leaf, Term
 
@@ -381,7 +391,7 @@ def test_the_estimate_holds_what_is_used(
             lambda: write(
                 plan,
                 sink,
-                Merged([(MagMax(), members, None)] * outputs),
+                Merged([(MagMax(), members, Found())] * outputs),
                 lambda name: names,
                 False,
                 Engine(1),
@@ -422,17 +432,19 @@ def test_values_that_are_not_finite_are_refused_everywhere(
     plan = make_plan([alone(stored("v", model(1))), alone(stored("w", broken))], None, None)
     engine, members = Engine(workers), [0, 1]
     sink = sink_for(plan)
+    cutoffs = {"model": np.zeros(2, np.float32)}
+    zeros = Found((("model", {"model": None}), ("model", cutoffs)))
     jobs: list[Callable[[], object]] = [
         lambda: gram_by_tensor(plan, engine),
         lambda: total(plan, engine),
         lambda: run_stages(plan, Ties(), members, engine),
         lambda: write(
-            plan, sink, Merged([(MagMax(), members, None)]), lambda n: (n,), False, engine
+            plan, sink, Merged([(MagMax(), members, Found())]), lambda n: (n,), False, engine
         ),
         lambda: write(
             plan,
             sink,
-            Merged([(Ties(), members, np.zeros(2, np.float32))]),
+            Merged([(Ties(), members, zeros)]),
             lambda n: (n,),
             False,
             engine,
@@ -502,17 +514,19 @@ class Counting(Method):
     """Sums over the whole model, in two stages."""
 
     name = "counting"
-    stages = 2
 
-    def observe(self, stage: int, deltas: NDArray[Any], state: Any) -> NDArray[Any]:
-        assert stage == (0 if state is None else 1)
-        return np.array([deltas.shape[1], len(deltas), np.sum(deltas == 0)])
+    def stages(self) -> tuple[Granularity, ...]:
+        return ("model", "model")
 
-    def finish(self, stage: int, total: NDArray[Any], state: Any) -> Any:
-        return [*(state or []), int(total[0]), int(total[2])]
+    def observe(self, stage: int, chunk: Chunk, state: State) -> NDArray[Any]:
+        assert stage == len(state)
+        return np.array([chunk.deltas.shape[1], len(chunk.deltas), np.sum(chunk.deltas == 0)])
 
-    def apply(self, deltas: NDArray[Any], state: Any) -> NDArray[Any]:
-        return deltas[0]
+    def finish(self, stage: int, total: NDArray[Any], state: State) -> Any:
+        return [int(total[0]), int(total[2])]
+
+    def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
+        return chunk.deltas[0]
 
 
 @pytest.mark.parametrize("dtype", [None, F32, BF16])
@@ -526,14 +540,14 @@ def test_stages_see_the_whole_model(dtype: DType | None, open_folder: Open, stor
     for vectors in ([short], [long], [short, long], [long, short]):
         plan = make_plan(vectors, base, base, dtype)
         members = range(len(vectors))
-        state = run_stages(plan, Counting(), members, Engine(1))
-        assert state == [5500, 2500 * len(vectors)] * 2
+        found = run_stages(plan, Counting(), members, Engine(1))
+        assert found.of("a") == ([5500, 2500 * len(vectors)],) * 2
 
 
 def test_stages_without_anything_to_see(stored: Any) -> None:
     plan = make_plan([alone(stored("v", {"a": np.ones(3, np.float32)}), 0.0)], None, None)
     assert plan.merges == ()
-    assert run_stages(plan, Ties(), [0], Engine(1)) is None
+    assert run_stages(plan, Ties(), [0], Engine(1)).of("a") == (None, None)
     assert total(plan, Engine(1)) == ({}, {})
     assert gram_by_tensor(plan, Engine(1)) == {}
 
@@ -543,7 +557,7 @@ def test_outputs_of_chosen_members(model: Any, stored: Any) -> None:
     plan = make_plan([alone(stored(f"v{n}", t)) for n, t in enumerate(tensors)], None, None)
     names = {name: [f"0:{name}", f"1:{name}"] for name in SHAPES}
     sink = MemorySink(OutputTensor(f"{m}:{n}", F32, s) for m in (0, 1) for n, s in SHAPES.items())
-    former = Merged([(MagMax(), [1, 3], None), (MagMax(), [2], None)], 2.0)
+    former = Merged([(MagMax(), [1, 3], Found()), (MagMax(), [2], Found())], 2.0)
     write(plan, sink, former, names.__getitem__, False, Engine(1))
     for name in SHAPES:
         one, three = tensors[1][name], tensors[3][name]
@@ -553,7 +567,7 @@ def test_outputs_of_chosen_members(model: Any, stored: Any) -> None:
 
 
 def test_copies_are_cut_into_pieces(open_folder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passes, "_COPY_PIECE", 64)
+    monkeypatch.setattr(writing, "_COPY_PIECE", 64)
     tensors = {
         n: np.arange(100).astype(n) for n in ("float64", "float32", "int8", "bool", "float16")
     }

@@ -14,9 +14,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from taskbasis import Checkpoint, Engine, TaskVector, merge, method
+from taskbasis.binding import common_base
 from taskbasis.errors import FileError, MemoryCapError, UsageError, ValueProblem
 from taskbasis.io.writer import Staged
-from taskbasis.saving import RECIPE_FILE, Saved, common_base
+from taskbasis.saving import RECIPE_FILE, Saved
 
 Tensors = dict[str, NDArray[Any]]
 KINDS = {

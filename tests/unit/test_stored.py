@@ -44,10 +44,12 @@ def test_what_a_vector_records(vector: Path) -> None:
     base = vector.parent / "base"
     record = record_of(vector)
     digests = record["base"].pop("digests")
+    tuned = Checkpoint(base.parent / "math").fingerprint
     assert record == {
         "kind": "task_vector",
         "version": 1,
         "base": {"name": str(base), "fingerprint": Checkpoint(base).fingerprint},
+        "tuned": {"name": str(base.parent / "math"), "fingerprint": tuned},
         "dtype": "float32",
         "made": [{"vector": str(vector.parent / "math"), "coefficient": 1.0}],
     }

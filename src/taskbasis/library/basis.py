@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis.binding import check_bindings
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError, finite, nearest
 from taskbasis.io.dtypes import F32
@@ -20,7 +21,6 @@ from taskbasis.library.groups import loss_and_bound, relative_errors, sum_cosine
 from taskbasis.passes import gram_by_tensor
 from taskbasis.plan import make_plan
 from taskbasis.recipe import Combination, Leaf, Term
-from taskbasis.saving import check_bindings
 from taskbasis.vectors import TaskVector
 
 DROPPED = 0.9

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from taskbasis.basis import Cluster, Construction, construction
 from taskbasis.basis.cluster import INNER
 from taskbasis.errors import UsageError
-from taskbasis.library.groups import Granularity
+from taskbasis.granularity import Granularity
 from taskbasis.methods import Method, method
 
 _OF_CLUSTER = {known.name for known in fields(Cluster)}

@@ -11,20 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.basis import Codes, Construction, allocate, resolve_size, solve
+from taskbasis.binding import common_base
 from taskbasis.difference import changed_only
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError, ValueProblem
+from taskbasis.granularity import group_tensors
 from taskbasis.io.dtypes import floating
 from taskbasis.io.writer import DEFAULT_SHARD, Staged
 from taskbasis.library.basis import Basis
 from taskbasis.library.clusters import merge_clusters, room_for_atoms
 from taskbasis.library.design import Design, Size
 from taskbasis.library.file import Contents, noise_leaf, save_basis, write_atoms
-from taskbasis.library.groups import Group, group_grams, group_tensors, squared_losses
+from taskbasis.library.groups import Group, group_grams, squared_losses
 from taskbasis.passes import Linear, gram_by_tensor
 from taskbasis.plan import Plan, make_plan
 from taskbasis.recipe import Binding, Combination, Term
-from taskbasis.saving import common_base
 from taskbasis.vectors import TaskVector
 
 Grams = dict[str, NDArray[np.float64]]

@@ -11,18 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.basis import Construction, resolve_size
+from taskbasis.binding import common_base
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError
+from taskbasis.granularity import group_tensors
 from taskbasis.io.dtypes import floating
 from taskbasis.io.writer import DEFAULT_SHARD, Staged
 from taskbasis.library.basis import Basis
 from taskbasis.library.design import Design, Size
 from taskbasis.library.file import Contents, save_basis, write_atoms
 from taskbasis.library.fitting import Grams, solve_group, without_unchanged
-from taskbasis.library.groups import Group, group_tensors
+from taskbasis.library.groups import Group
 from taskbasis.passes import Linear, gram_by_tensor
 from taskbasis.plan import Plan, make_plan
-from taskbasis.saving import common_base
 from taskbasis.vectors import TaskVector
 
 

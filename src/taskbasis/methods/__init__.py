@@ -1,29 +1,47 @@
 """Ways to combine task vectors: one small file each, found by the registry.
 
 A method knows no files, devices, workers or architectures. It sees the deltas of T vectors over
-a stretch of one tensor, an array [T, n] of float32 (float64 for float64 tensors), and returns
-the merged delta [n].
+a stretch of one tensor (a :class:`Chunk`), and returns the merged delta.
 """
 
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 from taskbasis.errors import UsageError, check_option, nearest
 from taskbasis.methods.average import Average
-from taskbasis.methods.base import Method
+from taskbasis.methods.base import Chunk, Method, Moment, Selecting
+from taskbasis.methods.dare import Dare
+from taskbasis.methods.fisher import Fisher
 from taskbasis.methods.magmax import MagMax
+from taskbasis.methods.sta import Sta
 from taskbasis.methods.task_arithmetic import TaskArithmetic
 from taskbasis.methods.ties import Ties
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method for method in (Average, MagMax, TaskArithmetic, Ties)
+    method.name: method
+    for method in (Average, Dare, Fisher, MagMax, Sta, TaskArithmetic, Ties)
 }
 
-__all__ = ["METHODS", "Average", "MagMax", "Method", "TaskArithmetic", "Ties", "method"]
+__all__ = [
+    "METHODS",
+    "Average",
+    "Chunk",
+    "Dare",
+    "Fisher",
+    "MagMax",
+    "Method",
+    "Moment",
+    "Selecting",
+    "Sta",
+    "TaskArithmetic",
+    "Ties",
+    "method",
+]
 
 
-def method(name: str, /, **options: float) -> Method:
+def method(name: str, /, **options: Any) -> Method:
     """The method called ``name`` with the given options.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.methods.base import Method, State, summed
+from taskbasis.methods.base import Chunk, Method, State, summed
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Average(Method):
 
     At scale 1 the result is the average of the fine-tuned models.
 
-    >>> Average().apply(np.array([[1.0, 2.0], [3.0, -2.0]]), None)
+    >>> Average().apply(Chunk(np.array([[1.0, 2.0], [3.0, -2.0]])), ())
     array([2., 0.])
     """
 
@@ -26,5 +26,5 @@ class Average(Method):
     def weights(self, count: int) -> NDArray[Any]:
         return np.full(count, 1.0 / count)
 
-    def apply(self, deltas: NDArray[Any], state: State) -> NDArray[Any]:
-        return np.asarray(summed(deltas) / len(deltas), deltas.dtype)
+    def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
+        return np.asarray(summed(chunk.deltas) / len(chunk.deltas), chunk.deltas.dtype)

@@ -3,13 +3,54 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-State = Any
+from taskbasis.granularity import Granularity
+
+State = Sequence[Any]
+"""What the stages of a method have found, one entry per stage, for the chunk's own group."""
+
+Need = Literal["ignored", "optional", "required"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The second moment of what enters one tensor, for one task.
+
+    Attributes:
+        values: [in, in], or its diagonal alone: [words] of an embedding, [d] of a scale.
+        transposed: whether the tensor is [in, out] instead of [out, in].
+    """
+
+    values: NDArray[np.float32]
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What a method sees at once: a stretch of one tensor, of all T vectors.
+
+    Attributes:
+        deltas: [T, n] float32 (float64 for float64 tensors); may be overwritten.
+        scores: [T, n] float32 importance of every entry; None where the vectors have none.
+        moments: one per vector, for methods that take whole tensors and ask for moments; None
+            where a task has none of this tensor.
+        tensor: the tensor's name.
+        shape: of the whole tensor.
+        start: where the stretch begins in the flattened tensor.
+    """
+
+    deltas: NDArray[Any]
+    scores: NDArray[np.float32] | None = None
+    moments: Sequence[Moment | None] = ()
+    tensor: str = ""
+    shape: tuple[int, ...] = ()
+    start: int = 0
 
 
 def summed(rows: NDArray[Any]) -> NDArray[Any]:
@@ -28,14 +69,24 @@ def summed(rows: NDArray[Any]) -> NDArray[Any]:
 class Method(ABC):
     """Combines the deltas of T task vectors, stretch by stretch.
 
-    A method that needs to know something of the whole vectors first (a global threshold, say)
-    asks for ``stages``: in each, ``observe`` maps every stretch to an array, the arrays are
-    summed in a fixed order, and ``finish`` turns the sum into the state for what follows. Only
-    sums cross stretches, so streaming and threads are one mechanism.
+    A method that needs to know something of whole vectors first (a threshold, say) asks for
+    stages. In each, ``observe`` maps every stretch to an array, the arrays of a group (the whole
+    model, a layer or a tensor) are summed in a fixed order, and ``finish`` turns the sum into
+    what later stages and ``apply`` are given. Only sums cross stretches, so streaming and
+    threads are one mechanism.
     """
 
     name: ClassVar[str]
-    stages: ClassVar[int] = 0
+    whole: ClassVar[bool] = False
+    """Whether tensors are handed over whole, for methods that factorise matrices."""
+    scores: ClassVar[Need] = "ignored"
+    """Whether it takes importance scores."""
+    moments: ClassVar[Need] = "ignored"
+    """Whether it takes activation moments."""
+
+    def stages(self) -> tuple[Granularity, ...]:
+        """What the sums of each stage cover; no stages by default."""
+        return ()
 
     def weights(self, count: int) -> NDArray[Any] | None:
         """For a linear method the coefficients [T] of the vectors, so that fused kernels do the
@@ -43,14 +94,33 @@ class Method(ABC):
         del count
         return None
 
-    def observe(self, stage: int, deltas: NDArray[Any], state: State) -> NDArray[Any]:
-        """What a stage needs of one stretch, as an array that is summed over stretches."""
+    def observe(self, stage: int, chunk: Chunk, state: State) -> NDArray[Any]:
+        """What a stage needs of one stretch, as an array that is summed over its group.
+
+        ``state`` holds what earlier stages found for the chunk's own groups.
+        """
         raise NotImplementedError(f"{self.name} has no stage {stage}")
 
-    def finish(self, stage: int, total: NDArray[Any], state: State) -> State:
-        """The state after a stage, from the sum of what it observed."""
+    def finish(self, stage: int, total: NDArray[Any], state: State) -> Any:
+        """What a stage finds for a group, from the sum of what it observed there.
+
+        ``state`` holds what earlier stages of the same granularity found for the group, and None
+        for stages of another.
+        """
         raise NotImplementedError(f"{self.name} has no stage {stage}")
 
     @abstractmethod
-    def apply(self, deltas: NDArray[Any], state: State) -> NDArray[Any]:
-        """The merged delta [n] of ``deltas`` [T, n]; ``deltas`` may be overwritten."""
+    def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
+        """The merged delta [n] of a stretch; ``chunk.deltas`` may be overwritten."""
+
+
+@dataclass(frozen=True)
+class Selecting(Method):
+    """A method that keeps some entries of every vector as they are, and sums what is kept."""
+
+    @abstractmethod
+    def select(self, chunk: Chunk, state: State) -> NDArray[np.bool_]:
+        """[T, n]: which entries of which vector are kept."""
+
+    def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
+        return summed(np.where(self.select(chunk, state), chunk.deltas, 0))

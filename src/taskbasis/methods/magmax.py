@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.methods.base import Method, State
+from taskbasis.methods.base import Chunk, Method, State
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class MagMax(Method):
 
     Source: Marczak et al., MagMax, ECCV 2024.
 
-    >>> MagMax().apply(np.array([[1.0, -2.0], [-3.0, 2.0]]), None)
+    >>> MagMax().apply(Chunk(np.array([[1.0, -2.0], [-3.0, 2.0]])), ())
     array([-3.,  2.])
     """
 
     name: ClassVar[str] = "magmax"
 
-    def apply(self, deltas: NDArray[Any], state: State) -> NDArray[Any]:
-        merged = np.array(deltas[0])
-        for delta in deltas[1:]:
+    def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
+        merged = np.array(chunk.deltas[0])
+        for delta in chunk.deltas[1:]:
             np.copyto(merged, delta, where=np.abs(delta) >= np.abs(merged))
         return merged

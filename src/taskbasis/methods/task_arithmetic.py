@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.methods.base import Method, State, summed
+from taskbasis.methods.base import Chunk, Method, State, summed
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class TaskArithmetic(Method):
 
     Source: Ilharco et al., Editing Models with Task Arithmetic, ICLR 2023.
 
-    >>> TaskArithmetic().apply(np.array([[1.0, 2.0], [3.0, -2.0]]), None)
+    >>> TaskArithmetic().apply(Chunk(np.array([[1.0, 2.0], [3.0, -2.0]])), ())
     array([4., 0.])
     """
 
@@ -28,5 +28,5 @@ class TaskArithmetic(Method):
     def weights(self, count: int) -> NDArray[Any]:
         return np.ones(count)
 
-    def apply(self, deltas: NDArray[Any], state: State) -> NDArray[Any]:
-        return summed(deltas)
+    def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
+        return summed(chunk.deltas)

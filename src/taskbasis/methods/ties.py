@@ -8,10 +8,15 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.errors import UsageError
-from taskbasis.methods.base import Method, State, summed
-
-_HIGH, _LOW = 1 << 15, 1 << 16
+from taskbasis.granularity import Granularity
+from taskbasis.methods.base import Chunk, Method, State, summed
+from taskbasis.methods.cutoff import (
+    check_density,
+    count_lower,
+    count_upper,
+    find_bins,
+    find_cutoffs,
+)
 
 
 @dataclass(frozen=True)
@@ -33,58 +38,34 @@ class Ties(Method):
     Raises:
         UsageError: the density is not in (0, 1].
 
-    >>> merged = Ties(density=1.0).apply(np.array([[1.0, -2.0], [3.0, 1.0]]), np.zeros(2))
+    >>> chunk = Chunk(np.array([[1.0, -2.0], [3.0, 1.0]]))
+    >>> merged = Ties(density=1.0).apply(chunk, [None, np.zeros(2)])
     >>> merged
     array([ 2., -2.])
     """
 
     name: ClassVar[str] = "ties"
-    stages: ClassVar[int] = 2
     density: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise UsageError(f"a density of {self.density} keeps nothing sensible; use (0, 1]")
+        check_density(self.density)
 
-    def observe(self, stage: int, deltas: NDArray[Any], state: State) -> NDArray[Any]:
-        bits = _magnitude_bits(deltas)
-        if stage == 0:
-            rows = [np.bincount(row >> 16, minlength=_HIGH) for row in bits]
-        else:
-            rows = [
-                np.bincount(row[row >> 16 == high] & 0xFFFF, minlength=_LOW)
-                for row, (high, _) in zip(bits, state, strict=True)
-            ]
-        return np.asarray(rows, np.int64)
+    def stages(self) -> tuple[Granularity, ...]:
+        return ("model", "model")
 
-    def finish(self, stage: int, total: NDArray[Any], state: State) -> State:
-        if stage == 0:
-            return [_locate(row, max(1, int(self.density * row.sum()))) for row in total]
-        words = [
-            (high << 16) | _locate(row, rest)[0]
-            for row, (high, rest) in zip(total, state, strict=True)
-        ]
-        return np.asarray(words, np.uint32).view(np.float32)
+    def observe(self, stage: int, chunk: Chunk, state: State) -> NDArray[Any]:
+        magnitudes = np.abs(chunk.deltas.astype(np.float32, copy=False))
+        return count_lower(magnitudes, state[0]) if stage else count_upper(magnitudes)
 
-    def apply(self, deltas: NDArray[Any], state: State) -> NDArray[Any]:
-        thresholds = np.asarray(state)[:, None]
-        kept = np.abs(deltas.astype(np.float32, copy=False)) >= thresholds
+    def finish(self, stage: int, total: NDArray[Any], state: State) -> Any:
+        return find_cutoffs(total, state[0]) if stage else find_bins(total, self.density)
+
+    def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
+        deltas = chunk.deltas
+        kept = np.abs(deltas.astype(np.float32, copy=False)) >= np.asarray(state[1])[:, None]
         trimmed = np.where(kept, deltas, 0)
         sign = np.sign(summed(trimmed))
         agreeing = (np.sign(trimmed) == sign) & (sign != 0)
         count = np.maximum(agreeing.sum(axis=0), 1)
         merged = summed(np.where(agreeing, trimmed, 0)) / count
         return np.asarray(merged, deltas.dtype)
-
-
-def _magnitude_bits(deltas: NDArray[Any]) -> NDArray[np.uint32]:
-    """Bits of |x| in float32: as integers they order like the magnitudes."""
-    return np.abs(deltas.astype(np.float32, copy=False)).view(np.uint32)
-
-
-def _locate(counts: NDArray[Any], rank: int) -> tuple[int, int]:
-    """The bin holding the ``rank``-th largest entry, and its rank within it; 0 without entries."""
-    above = np.cumsum(counts[::-1])
-    position = min(int(np.searchsorted(above, rank)), len(counts) - 1)
-    before = int(above[position - 1]) if position else 0
-    return len(counts) - 1 - position, rank - before

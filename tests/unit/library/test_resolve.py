@@ -10,7 +10,7 @@ import pytest
 
 from taskbasis import Basis, Checkpoint, Design, TaskVector, fit
 from taskbasis.errors import BaseError, FileError, HeaderError, UsageError
-from taskbasis.library.groups import group_name, group_tensors
+from taskbasis.granularity import group_name, group_tensors
 from taskbasis.library.resolve import open_any, open_vector, open_vectors, task_name
 
 

@@ -17,7 +17,7 @@ from taskbasis import plan as plan_module
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError
 from taskbasis.kernels import BLOCK
-from taskbasis.methods import METHODS, Average, MagMax, Method, TaskArithmetic, Ties, method
+from taskbasis.methods import METHODS, Average, Chunk, MagMax, Method, TaskArithmetic, Ties, method
 from taskbasis.vectors import Checkpoint, TaskVector, merge
 
 Matrix = NDArray[Any]
@@ -175,11 +175,12 @@ def test_bits_are_those_of_any_cut_and_any_workers(
 @pytest.mark.parametrize("of", SOME, ids=repr)
 def test_apply_gives_the_same_bits_column_by_column(of: Method) -> None:
     deltas = np.random.default_rng(0).standard_normal((12, 40)).astype(np.float32)
-    state = np.full(12, 0.5, np.float32) if isinstance(of, Ties) else None
-    whole = of.apply(deltas.copy(), state)
+    state = (None, np.full(12, 0.5, np.float32)) if isinstance(of, Ties) else ()
+    whole = of.apply(Chunk(deltas.copy()), state)
     assert (whole.dtype, whole.shape) == (np.float32, (40,))
     for step in (1, 7):
-        parts = [of.apply(deltas[:, j : j + step].copy(), state) for j in range(0, 40, step)]
+        chunks = [Chunk(deltas[:, j : j + step].copy()) for j in range(0, 40, step)]
+        parts = [of.apply(chunk, state) for chunk in chunks]
         assert np.concatenate(parts).tobytes() == whole.tobytes()
 
 
@@ -191,7 +192,8 @@ def test_the_kernels_and_apply_agree(of: Method) -> None:
         assert not isinstance(of, (TaskArithmetic, Average))
         return
     deltas = np.random.default_rng(0).standard_normal((4, 30))
-    np.testing.assert_allclose(of.apply(deltas, None), weights @ deltas, rtol=1e-13, atol=1e-13)
+    found = of.apply(Chunk(deltas), ())
+    np.testing.assert_allclose(found, weights @ deltas, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("of", SOME, ids=repr)
@@ -293,11 +295,12 @@ def test_converting_the_rest_does_not_change_the_merge(
 
 def threshold(values: Matrix, density: float, cuts: list[int]) -> float:
     """The state of both stages, from stretches of one row."""
-    of, state = Ties(density), None
-    for stage in range(of.stages):
-        parts = np.split(values[None], cuts, axis=1)
-        state = of.finish(stage, sum(of.observe(stage, part, state) for part in parts), state)
-    return float(state[0])
+    of, state = Ties(density), ()
+    for stage, _ in enumerate(of.stages()):
+        parts = [Chunk(part) for part in np.split(values[None], cuts, axis=1)]
+        total = sum(of.observe(stage, part, state) for part in parts)
+        state = (*state, of.finish(stage, total, state))
+    return float(state[-1][0])
 
 
 bit_patterns = arrays.arrays(np.uint32, st.integers(1, 60), elements=st.integers(0, 0x7F7FFFFF))
@@ -317,13 +320,20 @@ def test_the_threshold_is_exact(bits: Matrix, density: float, data: st.DataObjec
 def test_equal_magnitudes_at_the_threshold_are_all_kept() -> None:
     values = np.array([[3, -2, 2, 2, 1, -1]], np.float32)
     assert threshold(values[0], 0.4, [3]) == 2
-    assert Ties(0.4).apply(values, np.array([2], "f4")).tolist() == [3, -2, 2, 2, 0, 0]
+    assert Ties(0.4).apply(Chunk(values), (None, np.array([2], "f4"))).tolist() == [
+        3,
+        -2,
+        2,
+        2,
+        0,
+        0,
+    ]
 
 
 def test_signs_are_elected_and_those_who_disagree_left_out() -> None:
     deltas = np.array([[4, 1, -2, 1, 0], [-1, 1, -2, -1, 0], [2, -5, 3, 0, 7]], np.float32)
     state = np.full(3, 0.5, np.float32)
-    assert Ties().apply(deltas, state).tolist() == [3, -5, -2, 0, 7]
+    assert Ties().apply(Chunk(deltas), (None, state)).tolist() == [3, -5, -2, 0, 7]
 
 
 @pytest.mark.parametrize("density", [0, -0.1, 1.1, float("nan"), float("inf")])
@@ -336,7 +346,7 @@ def test_densities_that_mean_nothing(density: float) -> None:
 
 
 def test_the_registry() -> None:
-    assert list(METHODS) == ["average", "magmax", "task_arithmetic", "ties"]
+    assert list(METHODS) == ["average", "magmax", "sta", "task_arithmetic", "ties"]
     for name, kind in METHODS.items():
         assert kind.name == name
         assert isinstance(method(name), kind)
@@ -372,7 +382,7 @@ def test_methods_are_frozen_records() -> None:
 
 @pytest.mark.parametrize("of", [TaskArithmetic(), Average(), MagMax()], ids=repr)
 def test_methods_without_stages_have_none(of: Method) -> None:
-    assert of.stages == 0
+    assert of.stages() == ()
     for call in (of.observe, of.finish):
         with pytest.raises(NotImplementedError, match="has no stage 0"):
-            call(0, np.zeros((1, 1)), None)
+            call(0, Chunk(np.zeros((1, 1))), ())  # type: ignore[arg-type]

@@ -1,0 +1,179 @@
+"""Reading a cut of every input into reused buffers, and what methods see of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskbasis import counting, kernels
+from taskbasis.engine import Scratch
+from taskbasis.errors import ValueProblem
+from taskbasis.io.tensors import TensorInfo
+from taskbasis.methods import Chunk, Moment
+from taskbasis.plan import Companion, Cut, Merge
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """What was read for one cut, in the form the kernels take.
+
+    Attributes:
+        merge: the tensor it belongs to.
+        scratch: the worker's arrays, for what else is needed.
+        base: stored words of the base, [n]; None when it is not needed.
+        words: stored words of the rows, [R, n].
+        difference: whether the base is to be subtracted from the rows.
+        rows: the kernels' scratch, in the type that is computed in.
+    """
+
+    merge: Merge
+    scratch: Scratch
+    base: NDArray[Any] | None
+    words: NDArray[Any]
+    difference: bool
+    rows: NDArray[Any]
+
+
+def read_cut(merge: Merge, cut: Cut, scratch: Scratch) -> Stretch:
+    """Read a cut of every input into reused buffers."""
+    size = cut.stop - cut.start
+    compute = np.float64 if merge.double else np.float32
+    base = None
+    if merge.base is not None:
+        base = scratch.array("base", (size,), merge.base.dtype.bits)
+        merge.base.read(cut.start, cut.stop, base)
+    rows = scratch.array("rows", kernels.scratch_rows(len(merge.rows)), compute)
+    alike = len({(info.dtype, sub) for info, sub in _inputs(merge)}) == 1 and not any(merge.masks)
+    if alike:
+        words = scratch.array("words", (len(merge.rows), size), merge.rows[0].dtype.bits)
+        for info, row in zip(merge.rows, words, strict=True):
+            info.read(cut.start, cut.stop, row)
+        return Stretch(merge, scratch, base, words, merge.differences[0], rows)
+    words = scratch.array("words", (len(merge.rows), size), compute)
+    _read_mixed(merge, cut, base, words, scratch)
+    return Stretch(merge, scratch, base, words, False, rows)
+
+
+def _inputs(merge: Merge) -> Iterable[tuple[TensorInfo, bool]]:
+    return zip(merge.rows, merge.differences, strict=True)
+
+
+def _read_mixed(
+    merge: Merge, cut: Cut, base: NDArray[Any] | None, out: NDArray[Any], scratch: Scratch
+) -> None:
+    """Rows of unlike dtypes, or both deltas and weights: each widened to its delta at once."""
+    size = cut.stop - cut.start
+    origin = scratch.array("origin", (size,), out.dtype)
+    if base is not None:
+        kernels.decode(base, origin)
+    for (info, difference), row in zip(_inputs(merge), out, strict=True):
+        stored = scratch.array("stored", (size,), info.dtype.bits)
+        info.read(cut.start, cut.stop, stored)
+        kernels.decode(stored, row)
+        if difference:
+            np.subtract(row, origin, out=row)
+    for masks, row in zip(merge.masks, out, strict=bool(merge.masks)):
+        for mask in masks:
+            apply_mask(mask, cut, row, scratch)
+
+
+def apply_mask(mask: TensorInfo, cut: Cut, row: NDArray[Any], scratch: Scratch) -> None:
+    """Set the entries to zero that a mask does not keep; cuts begin at whole bytes of bits."""
+    bits = scratch.array("mask", (-(-row.size // 8),), np.uint8)
+    mask.read(cut.start // 8, cut.start // 8 + bits.size, bits)
+    counting.keep(bits, row)
+
+
+def chunk(stretch: Stretch, cut: Cut, with_deltas: bool = True) -> Chunk:
+    """What methods see of a stretch.
+
+    Args:
+        with_deltas: whether the deltas are wanted; an array [T, 0] stands for them otherwise.
+
+    Raises:
+        ValueProblem: a value is not finite.
+    """
+    merge = stretch.merge
+    deltas = widened(stretch) if with_deltas else np.zeros((len(merge.mixing), 0), np.float32)
+    return Chunk(
+        deltas,
+        _scores(merge, cut, stretch.scratch),
+        [_moment(companion) for companion in merge.moments],
+        merge.name,
+        merge.shape,
+        cut.start,
+    )
+
+
+def _scores(merge: Merge, cut: Cut, scratch: Scratch) -> NDArray[np.float32] | None:
+    """[T, n] the scores of a cut; zeros where a vector has none of the tensor."""
+    if not merge.scores:
+        return None
+    size = cut.stop - cut.start
+    rows = scratch.array("scores", (len(merge.scores), size), np.float32)
+    for companion, row in zip(merge.scores, rows, strict=True):
+        if companion is None:
+            row[:] = 0
+            continue
+        stored = scratch.array("stored scores", (size,), companion.info.dtype.bits)
+        companion.info.read(cut.start, cut.stop, stored)
+        kernels.decode(stored, row)
+        np.multiply(row, np.float32(companion.number), out=row)
+        # Comparisons would drop NaN without a trace, and order negative scores wrongly.
+        if not np.all(row >= 0) or not np.all(np.isfinite(row)):
+            raise ValueProblem(
+                f"{companion.info.where}: a score is negative, NaN or infinite; make them again"
+            )
+    return rows
+
+
+def _moment(companion: Companion | None) -> Moment | None:
+    if companion is None:
+        return None
+    values = np.asarray(companion.info.load(), np.float32)
+    if not np.all(np.isfinite(values)):
+        raise ValueProblem(f"{companion.info.where}: a value is NaN or infinite; make it again")
+    return Moment(values, companion.transposed)
+
+
+def widened(stretch: Stretch) -> NDArray[Any]:
+    """The deltas of the T vectors over a stretch, [T, n], in the type that is computed in.
+
+    Raises:
+        ValueProblem: a value is not finite; a comparison would drop NaN without a trace.
+    """
+    compute = stretch.rows.dtype
+    mixing = stretch.merge.mixing.astype(compute)
+    deltas = stretch.scratch.array("deltas", (len(mixing), stretch.words.shape[1]), compute)
+    stats = np.zeros((len(deltas), 2))
+    kernels.form(
+        stretch.base,
+        stretch.words,
+        stretch.difference,
+        mixing,
+        False,
+        deltas,
+        stretch.rows,
+        stats,
+    )
+    if not np.all(np.isfinite(stats)):
+        raise ValueProblem(not_finite(stretch.merge))
+    return deltas
+
+
+def quietly() -> np.errstate:
+    """No warnings about overflow: it shows in the statistics, and is refused by name."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+def not_finite(merge: Merge) -> str:
+    """What is said of a tensor whose inputs hold NaN or infinity."""
+    inputs = ", ".join(sorted({info.blob.label for info in merge.rows}))
+    return (
+        f"tensor {merge.name!r}: a value is NaN or infinite (inputs: {inputs}); "
+        "repair the checkpoint, or leave the tensor out with --exclude"
+    )

@@ -1,0 +1,230 @@
+"""Selecting entries once, as masks in a file, and taking a task out of a fused model again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskbasis import kernels, stored
+from taskbasis.binding import check_learnt, common_base
+from taskbasis.engine import Engine, Scratch
+from taskbasis.errors import BaseError, MismatchError
+from taskbasis.io.tensors import TensorInfo, TensorStore
+from taskbasis.io.writer import DEFAULT_SHARD, OutputTensor, Staged
+from taskbasis.masks import BITS, Mask, Masks, mask_key, packed_size
+from taskbasis.methods import Selecting, Sta
+from taskbasis.passes import Found, Kept, Tally, run_stages
+from taskbasis.passes.reading import Stretch, apply_mask, chunk, read_cut
+from taskbasis.plan import Cut, Merge, Plan, make_plan
+from taskbasis.recipe import Binding, shape_check
+from taskbasis.saving import Saved, save_with
+from taskbasis.scores import Importance
+from taskbasis.vectors import Checkpoint, TaskVector
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Masks that were written, and what they keep of every vector."""
+
+    masks: Masks
+    kept: Kept
+
+
+def select(
+    vectors: Mapping[str, TaskVector],
+    out: str | Path,
+    method: Selecting | None = None,
+    scores: Iterable[Importance] = (),
+    *,
+    shard_size: int | None = DEFAULT_SHARD,
+    replace: bool = False,
+    engine: Engine | None = None,
+) -> Selected:
+    """Write the masks that a selecting method chooses for each of the vectors, one bit an entry.
+
+    ``sum_t mask_t * tau_t`` is then what the method merges them to, bit for bit; and each mask can
+    be used alone, with any vector of the same base: to forget a task, to weigh tasks otherwise, to
+    merge what is kept by another method, or to build a basis of it.
+
+    Args:
+        vectors: by task name.
+        out: a ``.safetensors`` file, or a folder of shards for any other name.
+        method: what selects; :class:`~taskbasis.methods.Sta` with its defaults.
+        scores: one for each vector, in their order; magnitudes where there are none.
+
+    Raises:
+        BaseError: the vectors are of several bases. MismatchError: scores of another model, or
+            tensors without scores. UsageError: there are not as many scores as vectors.
+
+    >>> folder, out = getfixture("tiny_checkpoints"), getfixture("tmp_path")
+    >>> vectors = {n: TaskVector(folder / "base", folder / n) for n in ("math", "code")}
+    >>> made = select(vectors, out / "masks.safetensors", Sta(density=0.5, exclusive=True))
+    >>> made.masks.names, made.masks["code"].entries("bias").tolist()
+    (('math', 'code'), [False, True])
+    >>> fused = Checkpoint(folder / "base") + made.masks["math"] * vectors["math"]
+    """
+    engine, method = engine or Engine(), method or Sta()
+    combinations = [vector.combination for vector in vectors.values()]
+    learnt = [importance.learnt for importance in scores]
+    base = common_base(combinations, engine)
+    check_learnt(method, combinations, learnt, (), engine)
+    plan = make_plan(combinations, None, base.store, scores=learnt, whole=method.whole)
+    found = run_stages(plan, method, range(len(combinations)), engine)
+    content = {
+        "base": stored.encode_binding(base),
+        "names": list(vectors),
+        "shapes": {merge.name: list(merge.shape) for merge in plan.merges},
+        "options": {
+            "method": method.name,
+            **asdict(method),
+            "scores": [part.label for part in learnt],
+        },
+    }
+    tensors = [
+        OutputTensor(mask_key(index, merge.name), BITS, (packed_size(merge.shape),))
+        for index in range(len(combinations))
+        for merge in plan.merges
+    ]
+    inputs = [f for comb in combinations for leaf in comb.leaves for f in leaf.files]
+    with Staged(
+        out,
+        tensors,
+        stored.encode(stored.MASK, content),
+        shard_size=shard_size,
+        replace=replace,
+        inputs=[*inputs, *(f for part in learnt for f in part.files)],
+        stem=stored.MASK,
+    ) as staged:
+        tally = _write_masks(plan, method, found, staged, engine)
+        staged.commit()
+    return Selected(Masks.open(out), tally.kept_shares())
+
+
+def _write_masks(
+    plan: Plan, method: Selecting, found: Found, staged: Staged, engine: Engine
+) -> Tally:
+    def work(cut: Cut, scratch: Scratch) -> Any:
+        merge = plan.merges[cut.index]
+        seen = chunk(read_cut(merge, cut, scratch), cut)
+        kept = method.select(seen, found.of(merge.name))
+        for index, row in enumerate(kept):
+            bits = np.packbits(row, bitorder="little")
+            staged.write(mask_key(index, merge.name), cut.start // 8, bits)
+        return Tally.count(seen.deltas, kept)
+
+    tally, cuts = Tally(plan.vectors), plan.cuts()
+    engine = engine.within(plan.memory(plan.vectors))
+    with closing(engine.map(work, cuts, plan.cut_bytes, "select")) as notes:
+        for note in notes:
+            tally.collect(note)
+    return tally
+
+
+def restore(
+    merged: str | Path | Checkpoint,
+    base: str | Path | Checkpoint,
+    mask: Mask,
+    out: str | Path,
+    *,
+    shard_size: int | None = DEFAULT_SHARD,
+    replace: bool = False,
+    engine: Engine | None = None,
+) -> Saved:
+    """Take a task out of a fused model: the entries that its mask keeps become the base's again.
+
+    Where the fused model's masks exclude each other this is exactly the model fused without the
+    task: no entry of another task is touched, and none of this one is left, whatever the scale
+    and however the weights were rounded.
+
+    Args:
+        merged: the fused model.
+        base: what it was fused on.
+        mask: the task's mask, of masks that exclude each other.
+        out: where to write the model, in the dtypes of ``merged``.
+
+    Raises:
+        BaseError: the masks were made from vectors of another base.
+        MismatchError: the model and its base do not have the same tensors.
+    """
+    engine = engine or Engine()
+    model = merged if isinstance(merged, Checkpoint) else Checkpoint(merged)
+    origin = base if isinstance(base, Checkpoint) else Checkpoint(base)
+    ours = stored.bind(Binding(str(origin.path), origin.store), engine)
+    if mask.base.fingerprint != ours.fingerprint:
+        raise BaseError(
+            f"{mask.label} belongs to the base {mask.base.name} ({mask.base.fingerprint}), not to "
+            f"{ours.name} ({ours.fingerprint})"
+        )
+    plan = _restoring_plan(model.store, origin.store, mask)
+    recipe = {"restored": {"model": str(model.path), "base": str(origin.path), "mask": mask.label}}
+    return save_with(
+        plan,
+        model.store,
+        lambda: _Restored(mask.infos),
+        recipe,
+        out,
+        None,
+        inputs=[origin.path, *origin.store.files, *mask.files],
+        shard_size=shard_size,
+        replace_used=replace,
+        engine=engine,
+    )
+
+
+def _restoring_plan(model: TensorStore, base: TensorStore, mask: Mask) -> Plan:
+    merges = []
+    for name in sorted(mask.infos):
+        for store in (model, base):
+            if name not in store:
+                raise MismatchError(f"{store.path} lacks tensor {name!r} of {mask.label}")
+        shape_check(model[name], base[name])
+        if base[name].shape != tuple(mask.shapes[name]):
+            raise MismatchError(
+                f"{base[name].where} has shape {list(base[name].shape)}, but {mask.label} is for "
+                f"{list(mask.shapes[name])}"
+            )
+        merges.append(
+            Merge(name, base[name].shape, model[name], (base[name],), (False,), np.ones((1, 1)))
+        )
+    known = {merge.name for merge in merges}
+    return Plan(tuple(merges), tuple(i for n, i in model.items() if n not in known), ())
+
+
+@dataclass(frozen=True)
+class _Restored:
+    """Forms the model's words, and the base's where the mask says so."""
+
+    masks: Mapping[str, TensorInfo]
+
+    def form(
+        self,
+        stretch: Stretch,
+        cut: Cut,
+        add_base: bool,
+        out: NDArray[Any],
+        stats: NDArray[np.float64],
+    ) -> None:
+        del add_base
+        scratch, size, compute = stretch.scratch, cut.stop - cut.start, stretch.rows.dtype
+        values = [scratch.array(f"values {at}", (size,), compute) for at in range(2)]
+        for words, row in zip((stretch.base, stretch.words[0]), values, strict=True):
+            kernels.decode(words, row)
+        kept = scratch.array("kept", (size,), np.float32)
+        kept[:] = 1
+        apply_mask(self.masks[stretch.merge.name], cut, kept, scratch)
+        again = scratch.array("again", (1, size), out.dtype)
+        rows = scratch.array("restored rows", kernels.scratch_rows(1), compute)
+        one = np.ones((1, 1), compute)
+        kernels.form(None, stretch.words, False, one, False, again, rows, np.zeros((1, 2)))
+        out[0] = np.where(kept != 0, again[0], stretch.base)
+        moved = np.where(kept != 0, values[1] - values[0], 0)
+        stats[0, 0] += np.square(moved, dtype=np.float64).sum()
+
+    def collect(self, note: Any) -> None:
+        pass
