@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from taskbasis.errors import TaskbasisError
     from taskbasis.evaluate import Task, search_addition, search_negation
     from taskbasis.library import Basis, Design, fit, update
+    from taskbasis.masks import Masks
     from taskbasis.methods import method
     from taskbasis.progress import Bar
+    from taskbasis.scores import Importance
+    from taskbasis.selection import restore, select
     from taskbasis.vectors import Checkpoint, EditedModel, TaskVector, analogy, merge
 
 _HOMES = {
@@ -30,6 +33,8 @@ _HOMES = {
     "Design": "library",
     "EditedModel": "vectors",
     "Engine": "engine",
+    "Importance": "scores",
+    "Masks": "masks",
     "Task": "evaluate",
     "TaskVector": "vectors",
     "TaskbasisError": "errors",
@@ -37,8 +42,10 @@ _HOMES = {
     "fit": "library",
     "merge": "vectors",
     "method": "methods",
+    "restore": "selection",
     "search_addition": "evaluate",
     "search_negation": "evaluate",
+    "select": "selection",
     "update": "library",
 }
 
@@ -49,6 +56,8 @@ __all__ = [
     "Design",
     "EditedModel",
     "Engine",
+    "Importance",
+    "Masks",
     "Task",
     "TaskVector",
     "TaskbasisError",
@@ -57,8 +66,10 @@ __all__ = [
     "fit",
     "merge",
     "method",
+    "restore",
     "search_addition",
     "search_negation",
+    "select",
     "update",
 ]
 

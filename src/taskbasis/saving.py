@@ -15,7 +15,7 @@ from taskbasis import stored
 from taskbasis.binding import check_bindings, check_learnt, common_base
 from taskbasis.difference import changed_only
 from taskbasis.engine import Engine
-from taskbasis.errors import FileError
+from taskbasis.errors import FileError, UsageError
 from taskbasis.io.dtypes import F32, F64, DType
 from taskbasis.io.folder import INDEX_SUFFIX, WEIGHT_SUFFIXES
 from taskbasis.io.tensors import TensorStore
@@ -141,6 +141,7 @@ class Edit:
         method: how they are merged.
         scale: what multiplies the merged delta.
         scores, moments: what was learnt of the vectors' tasks, one each, or none.
+        onto: the weights that are added to, where they are not the base: a model merged on it.
     """
 
     base: TensorStore
@@ -149,12 +150,18 @@ class Edit:
     scale: float = 1.0
     scores: tuple[Learnt, ...] = ()
     moments: tuple[Learnt, ...] = ()
+    onto: TensorStore | None = None
+
+    @property
+    def target(self) -> TensorStore:
+        """The weights that are added to."""
+        return self.base if self.onto is None else self.onto
 
     def plan(self, dtype: DType | None = None) -> Plan:
         """The edit resolved against headers; ``dtype`` is what floats are stored in."""
         return make_plan(
             self.vectors,
-            self.base,
+            self.target,
             self.base,
             dtype,
             self.scores,
@@ -166,6 +173,13 @@ class Edit:
         """Refuse vectors of another base, and scores or moments of other models."""
         check_bindings(self.vectors, Binding(str(self.base.path), self.base), engine)
         check_learnt(self.method, self.vectors, self.scores, self.moments, engine)
+        leaves = [leaf for vector in self.vectors for leaf in vector.leaves]
+        for leaf in leaves if self.onto is not None else ():
+            if leaf.difference:  # its base would be read where the target is
+                raise UsageError(
+                    f"{leaf.label} is a checkpoint; extract its task vector first, then add that "
+                    f"to {self.target.path}"
+                )
 
     def former(self, plan: Plan, engine: Engine) -> Former:
         """What forms the weights; a method's stages are run here."""
@@ -185,13 +199,14 @@ class Edit:
         """The files it is made of, which no output may touch."""
         leaves = [leaf.files for vector in self.vectors for leaf in vector.leaves]
         learnt = [part.files for part in (*self.scores, *self.moments)]
-        return [file for files in (*leaves, *learnt) for file in files]
+        return [self.base.path, *(file for files in (*leaves, *learnt) for file in files)]
 
     def recipe(self) -> dict[str, Any]:
         """The edit as plain data."""
         options = {f.name: getattr(self.method, f.name) for f in fields(self.method)}
         return {
             "base": str(self.base.path),
+            **({"onto": str(self.onto.path)} if self.onto is not None else {}),
             "method": self.method.name,
             "options": options,
             "scale": self.scale,
@@ -218,7 +233,7 @@ def save_model(
     plan = edit.plan(dtype)
     return save_with(
         plan,
-        edit.base,
+        edit.target,
         lambda: edit.former(plan, engine),
         edit.recipe(),
         out,
@@ -286,7 +301,7 @@ def model_in_memory(edit: Edit, engine: Engine) -> dict[str, NDArray[Any]]:
     """An edited model's tensors as NumPy arrays, in the base's dtypes."""
     edit.check(engine)
     plan = edit.plan()
-    sink = MemorySink(_model_tensors(edit.base, None))
+    sink = MemorySink(_model_tensors(edit.target, None))
     write(plan, sink, edit.former(plan, engine), lambda name: (name,), True, engine)
     return sink.arrays()
 

@@ -231,6 +231,7 @@ class EditedModel(Weights):
         method: how they are merged; the sum unless said otherwise.
         scale: lambda, what multiplies the merged delta.
         scores, moments: what was learnt of each vector's task, for methods that take it.
+        onto: the weights that are added to, where they are not the base: a model merged on it.
     """
 
     base: Checkpoint
@@ -239,6 +240,7 @@ class EditedModel(Weights):
     scale: float = 1.0
     scores: tuple[Importance, ...] = ()
     moments: tuple[Moments, ...] = ()
+    onto: Checkpoint | None = None
 
     def __post_init__(self) -> None:
         finite("the scale", self.scale)
@@ -286,7 +288,8 @@ class EditedModel(Weights):
         scores, moments = (
             tuple(part.learnt for part in parts) for parts in (self.scores, self.moments)
         )
-        return Edit(self.base.store, vectors, self.method, self.scale, scores, moments)
+        onto = self.onto.store if self.onto is not None else None
+        return Edit(self.base.store, vectors, self.method, self.scale, scores, moments, onto)
 
     def save(
         self,
@@ -333,6 +336,7 @@ def merge(
     scale: float = 1.0,
     scores: Iterable[Importance] = (),
     moments: Iterable[Moments] = (),
+    onto: str | Path | Checkpoint | None = None,
 ) -> EditedModel:
     """The weights ``base + scale * method(vectors)``, not computed yet.
 
@@ -343,6 +347,7 @@ def merge(
         scale: lambda.
         scores, moments: what was learnt of each vector's task, in the order of the vectors, for
             methods that take it.
+        onto: the weights that are added to instead: a model that was merged on the base.
 
     >>> from taskbasis.methods import Average
     >>> folder = getfixture("tiny_checkpoints")
@@ -357,6 +362,7 @@ def merge(
         scale,
         tuple(scores),
         tuple(moments),
+        _checkpoint(onto) if onto is not None else None,
     )
 
 

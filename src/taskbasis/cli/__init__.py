@@ -17,6 +17,8 @@ VERBS = {
     "add": "Add task vectors to a base model.",
     "negate": "Subtract a task vector: make a model forget.",
     "analogy": "C + (B - A): reach a task nobody trained.",
+    "merge": "Merge task vectors by any method.",
+    "select": "Choose the entries of vectors that matter, as masks.",
     "basis": "Keep many task vectors as a few atoms.",
     "evaluate": "Score models on tasks.",
     "search": "Choose the scale on validation, report on test.",

@@ -12,7 +12,9 @@ from taskbasis.cli.options import (
     exclude_option,
     model_output,
     output_options,
+    parse_settings,
     scale_option,
+    settings_option,
     warn,
 )
 
@@ -61,7 +63,7 @@ def basis() -> None:
     help="Atoms per group: the same, or spread by what each gains.",
 )
 @click.option("--random-seed", type=int, default=0, show_default=True)
-@click.option("--set", "settings", multiple=True, help="An option of the method, NAME=VALUE.")
+@settings_option
 @base_option
 @exclude_option
 @_atoms_output
@@ -91,7 +93,7 @@ def fit(
         granularity,
         budget,
         random_seed,
-        _settings(settings),
+        parse_settings(settings),
     )
     made = fit(
         found,
@@ -104,24 +106,6 @@ def fit(
     )
     if not output.quiet:
         show_basis(made, output.verbose)
-
-
-def _settings(texts: tuple[str, ...]) -> dict[str, object]:
-    """NAME=VALUE pairs; values are read as YAML, so numbers and true/false are what they look."""
-    import yaml
-
-    from taskbasis.errors import UsageError
-
-    found: dict[str, object] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {text!r}: write NAME=VALUE")
-        try:
-            found[name.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UsageError(f"--set {text!r}: the value {value!r} cannot be read") from None
-    return found
 
 
 @basis.command()

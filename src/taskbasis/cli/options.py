@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -15,6 +15,7 @@ from taskbasis.units import bytes_text, parse_bytes
 if TYPE_CHECKING:
     from taskbasis.engine import Engine
     from taskbasis.evaluate import Task
+    from taskbasis.passes import Kept
     from taskbasis.saving import Saved
     from taskbasis.vectors import EditedModel, TaskVector
 
@@ -73,21 +74,22 @@ class Output:
     quiet: bool
     verbose: bool = False
 
-    def write_model(self, model: EditedModel) -> None:
-        """Write weights and report."""
-        self._report(
-            model.save(
-                self.path,
-                self.dtype,
-                shard_size=self.shard_size,
-                replace=self.replace,
-                engine=self.engine,
-            )
+    def write_model(self, model: EditedModel, names: Sequence[str] = ()) -> None:
+        """Write weights and report; ``names`` are those of the vectors a method chose from."""
+        saved = model.save(
+            self.path,
+            self.dtype,
+            shard_size=self.shard_size,
+            replace=self.replace,
+            engine=self.engine,
         )
+        self.report(saved)
+        if saved.kept is not None and not self.quiet:
+            print_kept(names or [str(vector) for vector in model.vectors], saved.kept)
 
     def write_vector(self, vector: TaskVector) -> None:
         """Write a task vector and report."""
-        self._report(
+        self.report(
             vector.save(
                 self.path,
                 self.dtype or "float32",
@@ -97,7 +99,7 @@ class Output:
             )
         )
 
-    def _report(self, saved: Saved) -> None:
+    def report(self, saved: Saved) -> None:
         """Say what was written and what became of every tensor."""
         if saved.lost > LOSS_WORTH_A_WARNING:
             warn(f"{saved.lost:.0%} of the update is lost to rounding; --dtype float32 keeps it")
@@ -109,6 +111,8 @@ class Output:
             click.echo(
                 f"norm of the delta {saved.norm:.6g}, of which rounding took {saved.lost:.3%}"
             )
+        if self.verbose:
+            self._list(saved)
 
     @staticmethod
     def _list(saved: Saved) -> None:
@@ -117,12 +121,14 @@ class Output:
                 click.echo(f"  {rule:<10} {name}")
 
 
-def output_options(dtype_help: str) -> Callable[[F], F]:
-    """Add -o, --dtype, --out-shard-size, --replace and the engine's; pass them as ``output``."""
+def output_options(dtype_help: str | None) -> Callable[[F], F]:
+    """Add -o, --dtype, --out-shard-size, --replace and the engine's; pass them as ``output``.
+
+    Without a help text there is no --dtype.
+    """
 
     def decorate(function: F) -> F:
         @click.option("-o", "--out", required=True, help="Where to write.")
-        @click.option("--dtype", help=dtype_help)
         @click.option(
             "--out-shard-size",
             type=Size(),
@@ -137,18 +143,20 @@ def output_options(dtype_help: str) -> Callable[[F], F]:
         def wrapped(
             *args: Any,
             out: str,
-            dtype: str | None,
             out_shard_size: int,
             replace: bool,
             engine: Engine,
             quiet: bool,
             verbose: bool,
+            dtype: str | None = None,
             **kwargs: Any,
         ) -> Any:
             output = Output(out, dtype, out_shard_size, replace, engine, quiet, verbose)
             return function(*args, output=output, **kwargs)
 
-        return wrapped  # type: ignore[return-value]
+        if dtype_help is None:
+            return cast(F, wrapped)
+        return cast(F, click.option("--dtype", help=dtype_help)(wrapped))
 
     return decorate
 
@@ -163,6 +171,12 @@ scale_option = click.option(
 exclude_option = click.option(
     "--exclude", multiple=True, help="Leave out tensors matching this pattern; may be repeated."
 )
+settings_option = click.option(
+    "--set", "settings", multiple=True, help="An option of the method, NAME=VALUE."
+)
+scores_option = click.option(
+    "--scores", multiple=True, help="Importance scores, one per vector in order, or NAME=FILE."
+)
 tasks_option = click.option(
     "--tasks",
     "specs",
@@ -172,11 +186,70 @@ tasks_option = click.option(
 )
 
 
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; values are read as YAML, so numbers and true/false are what they look."""
+    import yaml
+
+    from taskbasis.errors import UsageError
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set {text!r}: write NAME=VALUE")
+        try:
+            found[name.replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UsageError(f"--set {text!r}: the value {value!r} cannot be read") from None
+    return found
+
+
+def match_by_name(texts: Sequence[str], names: Sequence[str], what: str) -> list[str]:
+    """Files in the order of the names: given in that order, or each as NAME=FILE.
+
+    Raises:
+        UsageError: a name is unknown or given twice, or there is not one file for each.
+    """
+    from pathlib import Path
+
+    from taskbasis.errors import UsageError, nearest
+
+    named: dict[str, str] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            continue
+        if name not in names:
+            raise UsageError(
+                f"{what} {text!r}: there is no vector {name!r}; {nearest(name, names)}"
+            )
+        if name in named:
+            raise UsageError(f"{what} of {name!r} are given twice")
+        named[name] = path
+    if named and len(named) < len(texts):
+        raise UsageError(f"{what}: name all files as NAME=FILE, or none")
+    found = [named[name] for name in names if name in named] if named else list(texts)
+    if found and len(found) != len(names):
+        raise UsageError(f"{what}: {len(names)} vectors ({', '.join(names)}) need one file each")
+    return found
+
+
 def load_all_tasks(specs: Sequence[str]) -> list[Task]:
     """The tasks that all specs name, in order."""
     from taskbasis.evaluate import load_tasks
 
     return [task for spec in specs for task in load_tasks(spec)]
+
+
+def print_kept(names: Sequence[str], kept: Kept) -> None:
+    """What a selection kept of every vector, and how much any two share."""
+    rows = []
+    for t, name in enumerate(names):
+        others = [other for other in range(len(names)) if other != t]
+        most = max(others, key=lambda other: kept.overlap[t, other], default=None)
+        shared = f"{kept.overlap[t, most]:.1%} with {names[most]}" if most is not None else "-"
+        rows.append([name, f"{kept.density[t]:.2%}", f"{kept.norm[t]:.1%}", shared])
+    print_table("kept", ["vector", "entries", "of the norm", "largest overlap"], rows)
 
 
 def warn(text: str) -> None:

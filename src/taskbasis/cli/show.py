@@ -24,6 +24,8 @@ def show(path: str, tensors: bool, fingerprint: bool, engine: Engine, quiet: boo
     from taskbasis.io.folder import open_tensors
     from taskbasis.library.basis import Basis
     from taskbasis.library.resolve import open_any
+    from taskbasis.masks import Masks
+    from taskbasis.scores import Importance, Moments
     from taskbasis.vectors import TaskVector
 
     found = open_any(path)
@@ -35,6 +37,19 @@ def show(path: str, tensors: bool, fingerprint: bool, engine: Engine, quiet: boo
     elif isinstance(found, TaskVector):
         bound = found.combination.leaves[0].base
         click.echo(f"{path}: a task vector of {bound.name} (fingerprint {bound.fingerprint})")
+        _summary(store)
+    elif isinstance(found, (Importance, Moments)):
+        what = "importance scores" if isinstance(found, Importance) else "activation moments"
+        model = found.origin.model
+        click.echo(f"{path}: {what} of {model.name} (fingerprint {model.fingerprint})")
+        for line in (found.origin.options, *({k: len(v)} for k, v in found.origin.rules.items())):
+            click.echo("  " + ", ".join(f"{name}: {value}" for name, value in line.items()))
+        _summary(store)
+    elif isinstance(found, Masks):
+        kind = "that exclude each other" if found.exclusive else "that may share entries"
+        click.echo(f"{path}: masks {kind}, of vectors of {found.base.name}")
+        click.echo("  tasks: " + ", ".join(found.names))
+        click.echo("  " + ", ".join(f"{name}: {value}" for name, value in found.options.items()))
         _summary(store)
     else:
         click.echo(f"{path}: a checkpoint")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,9 @@ from taskbasis.difference import excluded
 from taskbasis.errors import FileError, UsageError
 from taskbasis.io.folder import open_tensors
 from taskbasis.library.basis import Basis
+from taskbasis.masks import Masks
 from taskbasis.recipe import Combination
+from taskbasis.scores import Importance, Moments
 from taskbasis.vectors import Checkpoint, TaskVector
 
 
@@ -37,6 +39,8 @@ def open_vector(
     record = stored.decode(store)
     if record is not None and record["kind"] == stored.VECTOR:
         return _without(TaskVector.open(spec), exclude)
+    if record is not None and record["kind"] != stored.BASIS:
+        raise UsageError(f"{spec} is {stored.NAMES[record['kind']]}, not a task vector")
     if record is not None:
         names = Basis.open(spec).names
         known = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
@@ -93,8 +97,19 @@ def open_vectors(
     return found
 
 
-def open_any(path: str | Path) -> Checkpoint | TaskVector | Basis:
-    """Whatever stands at ``path``: a basis, a task vector, or a checkpoint.
+Anything = Checkpoint | TaskVector | Basis | Importance | Moments | Masks
+
+_OPENERS: dict[str, Callable[[str | Path], Anything]] = {
+    stored.VECTOR: TaskVector.open,
+    stored.BASIS: Basis.open,
+    stored.IMPORTANCE: Importance.open,
+    stored.MOMENTS: Moments.open,
+    stored.MASK: Masks.open,
+}
+
+
+def open_any(path: str | Path) -> Anything:
+    """Whatever stands at ``path``: a checkpoint, or what taskbasis writes.
 
     Raises:
         FileError: nothing readable is there.
@@ -104,4 +119,4 @@ def open_any(path: str | Path) -> Checkpoint | TaskVector | Basis:
     record = stored.decode(open_tensors(path))
     if record is None:
         return Checkpoint(path)
-    return TaskVector.open(path) if record["kind"] == stored.VECTOR else Basis.open(path)
+    return _OPENERS[record["kind"]](path)

@@ -1,0 +1,68 @@
+"""taskbasis merge"""
+
+from __future__ import annotations
+
+import click
+
+from taskbasis.cli.options import (
+    Output,
+    exclude_option,
+    match_by_name,
+    model_output,
+    parse_settings,
+    scale_option,
+    scores_option,
+    settings_option,
+)
+
+
+@click.command()
+@click.argument("base")
+@click.argument("vectors", nargs=-1, required=True)
+@click.option("--method", default="sta", show_default=True, help="How; see taskbasis.methods.")
+@settings_option
+@scores_option
+@click.option("--moments", multiple=True, help="Activation moments, one per vector or NAME=FILE.")
+@click.option("--masks", help="Multiply every vector by its mask of this file first.")
+@scale_option
+@exclude_option
+@model_output
+def merge(
+    base: str,
+    vectors: tuple[str, ...],
+    method: str,
+    settings: tuple[str, ...],
+    scores: tuple[str, ...],
+    moments: tuple[str, ...],
+    masks: str | None,
+    scale: float,
+    exclude: tuple[str, ...],
+    output: Output,
+) -> None:
+    """Write BASE + scale * METHOD(VECTORS) as a model.
+
+    Each of VECTORS is a stored task vector, a checkpoint fine-tuned from BASE, or LIB:NAME for a
+    task of a basis; it is called after its file, or NAME=PATH.
+    """
+    from taskbasis.library.resolve import open_vectors
+    from taskbasis.masks import Masks
+    from taskbasis.methods import method as make
+    from taskbasis.scores import Importance, Moments
+    from taskbasis.vectors import Checkpoint, merge
+
+    chosen = make(method, **parse_settings(settings))
+    start = Checkpoint(base)
+    found = open_vectors(vectors, start, exclude)
+    names = list(found)
+    if masks is not None:
+        opened = Masks.open(masks)
+        found = {name: opened[name] * vector for name, vector in found.items()}
+    model = merge(
+        start,
+        found.values(),
+        chosen,
+        scale,
+        [Importance.open(path) for path in match_by_name(scores, names, "--scores")],
+        [Moments.open(path) for path in match_by_name(moments, names, "--moments")],
+    )
+    output.write_model(model, names)

@@ -1,0 +1,62 @@
+"""taskbasis select"""
+
+from __future__ import annotations
+
+import click
+
+from taskbasis.cli.options import (
+    Output,
+    exclude_option,
+    match_by_name,
+    output_options,
+    parse_settings,
+    print_kept,
+    scores_option,
+    settings_option,
+)
+
+
+@click.command()
+@click.argument("vectors", nargs=-1, required=True)
+@click.option("--base", help="What checkpoints among the vectors were tuned from.")
+@settings_option
+@scores_option
+@exclude_option
+@output_options(None)
+def select(
+    vectors: tuple[str, ...],
+    base: str | None,
+    settings: tuple[str, ...],
+    scores: tuple[str, ...],
+    exclude: tuple[str, ...],
+    output: Output,
+) -> None:
+    """Choose the entries of VECTORS that matter and store them as masks, one bit an entry.
+
+    Settings are those of the method sta: density, scope, normalize, threshold, exclusive. Masks
+    are used by merge --masks and forget --mask.
+    """
+    from taskbasis.library.resolve import open_vectors
+    from taskbasis.methods import Sta, method
+    from taskbasis.scores import Importance
+    from taskbasis.selection import select
+    from taskbasis.units import bytes_text
+    from taskbasis.vectors import Checkpoint
+
+    chosen = method("sta", **parse_settings(settings))
+    assert isinstance(chosen, Sta)
+    found = open_vectors(vectors, Checkpoint(base) if base else None, exclude)
+    paths = match_by_name(scores, list(found), "--scores")
+    made = select(
+        found,
+        output.path,
+        chosen,
+        [Importance.open(path) for path in paths],
+        shard_size=output.shard_size,
+        replace=output.replace,
+        engine=output.engine,
+    )
+    if not output.quiet:
+        size = bytes_text(made.masks.store.nbytes)
+        click.echo(f"wrote {output.path}: {size}; masks of {len(found)} vectors")
+        print_kept(list(found), made.kept)
