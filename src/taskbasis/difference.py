@@ -4,6 +4,7 @@ Every tensor of both sides falls under one rule, and the rule is reported:
 
     compared   float tensors of one name and shape on both sides
     tied       absent on one side, where its bytes equal another tensor's of the other side
+    renamed    compared, where one side puts one word before all names (``bert.encoder...``)
     integer    integers, booleans and other types without arithmetic: the base's are kept
     excluded   named by a pattern of the caller
     unchanged  compared, and found equal byte for byte (when the vector is stored)
@@ -23,7 +24,7 @@ from taskbasis.digest import store_digests, tensor_digests
 from taskbasis.engine import Engine
 from taskbasis.errors import MismatchError, UsageError, nearest
 from taskbasis.io.tensors import TensorInfo, TensorStore
-from taskbasis.recipe import Binding, Leaf, shape_check
+from taskbasis.recipe import Binding, Leaf, Naming, shape_check
 
 _PIECE = 1 << 20
 
@@ -39,9 +40,12 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
         MismatchError: a float tensor is on one side only and not tied, or shapes differ.
         UsageError: a pattern names no tensor of either side.
     """
+    naming = find_naming(base, tuned)
     left_out = excluded(exclude, {*base, *tuned})
-    sides = ({n: i for n, i in s.items() if n not in left_out} for s in (base, tuned))
-    old, new = next(sides), next(sides)
+    left_out |= {naming.to_base(name) for name in left_out & tuned.infos.keys()}
+    old = {name: info for name, info in base.items() if name not in left_out}
+    new = {naming.to_base(name): info for name, info in tuned.items() if name not in left_out}
+    new = {name: info for name, info in new.items() if name not in left_out}
     tied = _ties(old, new, tuned)
     _refuse_strangers(base, tuned, old, new, tied)
     infos: dict[str, TensorInfo] = {}
@@ -63,6 +67,7 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
             integers.append(name)
     integers += [name for name, info in new.items() if name not in old and _plain(info)]
     rules = {
+        "renamed": tuple(sorted(n for n, i in infos.items() if n not in tied and i.name != n)),
         "tied": tuple(sorted(tied)),
         "integer": tuple(sorted(integers)),
         "excluded": tuple(sorted(left_out)),
@@ -75,7 +80,31 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
         (tuned.path, base.path, *tuned.files, *base.files),
         {rule: names for rule, names in rules.items() if names},
         tuned=Binding(str(tuned.path), tuned),
+        naming=naming,
     )
+
+
+def find_naming(base: Iterable[str], tuned: Iterable[str]) -> Naming:
+    """How a fine-tuned model's names differ from its base's: by one prefix, or not at all.
+
+    A classifier on top of ``encoder.layer.0...`` is saved as ``bert.encoder.layer.0...``; a prefix
+    is only looked for where the two sides share no name.
+
+    >>> find_naming(["encoder.w", "encoder.b"], ["bert.encoder.w", "bert.encoder.b", "head.w"])
+    Naming(tuned='bert.', base='')
+    >>> find_naming(["encoder.w"], ["encoder.w", "head.w"])
+    Naming(tuned='', base='')
+    """
+    old, new = set(base), set(tuned)
+    if old & new or not old or not new:
+        return Naming()
+    best, shared = Naming(), 0
+    for long, short, turned in ((new, old, False), (old, new, True)):
+        for prefix in sorted({name.partition(".")[0] + "." for name in long if "." in name}):
+            count = sum(prefix + name in long for name in short)
+            if count > shared:
+                best, shared = Naming(base=prefix) if turned else Naming(tuned=prefix), count
+    return best
 
 
 def _plain(info: TensorInfo) -> bool:

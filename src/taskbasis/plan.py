@@ -196,6 +196,10 @@ def make_plan(
     """
     if not combinations and add_to is None:
         raise ValueProblem("there is no task vector to work on")
+    scores, moments = (
+        [learnt.of(comb) for learnt, comb in zip(parts, combinations, strict=bool(parts))]
+        for parts in (scores, moments)
+    )
     leaves = _leaves(combinations)
     names = sorted({name for leaf in leaves for name in leaf.infos})
     merges = [

@@ -45,6 +45,29 @@ class Binding:
         return None
 
 
+@dataclass(frozen=True)
+class Naming:
+    """How a fine-tuned model's tensor names differ from its base's.
+
+    Attributes:
+        tuned: the prefix that only the tuned model's names have.
+        base: the prefix that only the base's names have.
+    """
+
+    tuned: str = ""
+    base: str = ""
+
+    def to_base(self, name: str) -> str:
+        """What the base calls a tensor of the tuned model; other names stay.
+
+        >>> Naming(tuned="bert.").to_base("bert.encoder.w")
+        'encoder.w'
+        """
+        if self.tuned:
+            return name.removeprefix(self.tuned)
+        return self.base + name
+
+
 @dataclass(frozen=True, eq=False)
 class Leaf:
     """Named tensors that are, or become, one delta.
@@ -59,6 +82,7 @@ class Leaf:
         masks: per tensor the packed bits of masks that it is multiplied by.
         also: other bindings that must be to the same base: those of the masks.
         tuned: the fine-tuned model it was taken from, where that is known.
+        naming: how that model's names differ from the base's.
     """
 
     label: str
@@ -70,6 +94,7 @@ class Leaf:
     masks: Mapping[str, tuple[TensorInfo, ...]] = field(default_factory=dict, repr=False)
     also: tuple[Binding, ...] = ()
     tuned: Binding | None = field(default=None, repr=False)
+    naming: Naming = Naming()
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +116,18 @@ class Learnt:
     files: tuple[Path, ...] = ()
     transposed: frozenset[str] = frozenset()
     model: Binding | None = None
+
+    def of(self, combination: Combination) -> Learnt:
+        """By the names that the vector's base uses, where they differ from its model's."""
+        namings = {leaf.naming for leaf in combination.leaves}
+        if len(namings) != 1 or (naming := namings.pop()) == Naming():
+            return self
+        return replace(
+            self,
+            infos={naming.to_base(name): info for name, info in self.infos.items()},
+            numbers={naming.to_base(name): number for name, number in self.numbers.items()},
+            transposed=frozenset(naming.to_base(name) for name in self.transposed),
+        )
 
 
 @dataclass(frozen=True, eq=False)

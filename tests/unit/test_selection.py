@@ -244,9 +244,7 @@ def test_bases_and_models_are_checked(
     assert not (tmp_path / "x.safetensors").exists()
 
 
-def test_a_vector_with_more_tensors_than_the_mask(
-    vectors: Any, world: Any, tmp_path: Path
-) -> None:
+def test_a_vector_with_more_tensors_than_the_mask(vectors: Any, world: Any, tmp_path: Path) -> None:
     part = {n: TaskVector(world["base"], world[n], exclude=["bias"]) for n in NAMES}
     masks = select(part, tmp_path / "m.safetensors", Sta(0.5)).masks
     with pytest.raises(MismatchError, match="says nothing of tensor 'bias'"):

@@ -8,6 +8,7 @@ import click
 
 from taskbasis.cli.options import (
     Output,
+    apply_masks,
     engine_options,
     exclude_option,
     model_output,
@@ -64,6 +65,7 @@ def basis() -> None:
 )
 @click.option("--random-seed", type=int, default=0, show_default=True)
 @settings_option
+@click.option("--masks", help="Multiply every vector by its mask of this file first.")
 @base_option
 @exclude_option
 @_atoms_output
@@ -76,6 +78,7 @@ def fit(
     budget: Any,
     random_seed: int,
     settings: tuple[str, ...],
+    masks: str | None,
     base: str | None,
     exclude: tuple[str, ...],
     output: Output,
@@ -85,7 +88,7 @@ def fit(
     from taskbasis.library import Design, fit
     from taskbasis.library.resolve import open_vectors
 
-    found = open_vectors(vectors, _checkpoint(base), exclude)
+    found = apply_masks(masks, open_vectors(vectors, _checkpoint(base), exclude))
     design = Design(
         size,
         method,

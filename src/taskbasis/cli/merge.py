@@ -6,6 +6,7 @@ import click
 
 from taskbasis.cli.options import (
     Output,
+    apply_masks,
     exclude_option,
     match_by_name,
     model_output,
@@ -45,18 +46,14 @@ def merge(
     task of a basis; it is called after its file, or NAME=PATH.
     """
     from taskbasis.library.resolve import open_vectors
-    from taskbasis.masks import Masks
     from taskbasis.methods import method as make
     from taskbasis.scores import Importance, Moments
     from taskbasis.vectors import Checkpoint, merge
 
     chosen = make(method, **parse_settings(settings))
     start = Checkpoint(base)
-    found = open_vectors(vectors, start, exclude)
+    found = apply_masks(masks, open_vectors(vectors, start, exclude))
     names = list(found)
-    if masks is not None:
-        opened = Masks.open(masks)
-        found = {name: opened[name] * vector for name, vector in found.items()}
     model = merge(
         start,
         found.values(),

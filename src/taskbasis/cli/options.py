@@ -234,6 +234,16 @@ def match_by_name(texts: Sequence[str], names: Sequence[str], what: str) -> list
     return found
 
 
+def apply_masks(path: str | None, vectors: dict[str, TaskVector]) -> dict[str, TaskVector]:
+    """The vectors times their masks of a file, by name; as they are without a file."""
+    from taskbasis.masks import Masks
+
+    if path is None:
+        return vectors
+    masks = Masks.open(path)
+    return {name: masks[name] * vector for name, vector in vectors.items()}
+
+
 def load_all_tasks(specs: Sequence[str]) -> list[Task]:
     """The tasks that all specs name, in order."""
     from taskbasis.evaluate import load_tasks
