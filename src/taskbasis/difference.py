@@ -24,7 +24,7 @@ from taskbasis.digest import store_digests, tensor_digests
 from taskbasis.engine import Engine
 from taskbasis.errors import MismatchError, UsageError, nearest
 from taskbasis.io.tensors import TensorInfo, TensorStore
-from taskbasis.recipe import Binding, Leaf, Naming, shape_check
+from taskbasis.recipe import Binding, Leaf, find_naming, shape_check
 
 _PIECE = 1 << 20
 
@@ -80,31 +80,7 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
         (tuned.path, base.path, *tuned.files, *base.files),
         {rule: names for rule, names in rules.items() if names},
         tuned=Binding(str(tuned.path), tuned),
-        naming=naming,
     )
-
-
-def find_naming(base: Iterable[str], tuned: Iterable[str]) -> Naming:
-    """How a fine-tuned model's names differ from its base's: by one prefix, or not at all.
-
-    A classifier on top of ``encoder.layer.0...`` is saved as ``bert.encoder.layer.0...``; a prefix
-    is only looked for where the two sides share no name.
-
-    >>> find_naming(["encoder.w", "encoder.b"], ["bert.encoder.w", "bert.encoder.b", "head.w"])
-    Naming(tuned='bert.', base='')
-    >>> find_naming(["encoder.w"], ["encoder.w", "head.w"])
-    Naming(tuned='', base='')
-    """
-    old, new = set(base), set(tuned)
-    if old & new or not old or not new:
-        return Naming()
-    best, shared = Naming(), 0
-    for long, short, turned in ((new, old, False), (old, new, True)):
-        for prefix in sorted({name.partition(".")[0] + "." for name in long if "." in name}):
-            count = sum(prefix + name in long for name in short)
-            if count > shared:
-                best, shared = Naming(base=prefix) if turned else Naming(tuned=prefix), count
-    return best
 
 
 def _plain(info: TensorInfo) -> bool:

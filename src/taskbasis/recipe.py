@@ -68,6 +68,29 @@ class Naming:
         return self.base + name
 
 
+def find_naming(base: Iterable[str], tuned: Iterable[str]) -> Naming:
+    """How a fine-tuned model's names differ from its base's: by one prefix, or not at all.
+
+    A classifier on top of ``encoder.layer.0...`` is saved as ``bert.encoder.layer.0...``; a prefix
+    is only looked for where the two sides share no name.
+
+    >>> find_naming(["encoder.w", "encoder.b"], ["bert.encoder.w", "bert.encoder.b", "head.w"])
+    Naming(tuned='bert.', base='')
+    >>> find_naming(["encoder.w"], ["encoder.w", "head.w"])
+    Naming(tuned='', base='')
+    """
+    old, new = set(base), set(tuned)
+    if old & new or not old or not new:
+        return Naming()
+    best, shared = Naming(), 0
+    for long, short, turned in ((new, old, False), (old, new, True)):
+        for prefix in sorted({name.partition(".")[0] + "." for name in long if "." in name}):
+            count = sum(prefix + name in long for name in short)
+            if count > shared:
+                best, shared = Naming(base=prefix) if turned else Naming(tuned=prefix), count
+    return best
+
+
 @dataclass(frozen=True, eq=False)
 class Leaf:
     """Named tensors that are, or become, one delta.
@@ -82,7 +105,6 @@ class Leaf:
         masks: per tensor the packed bits of masks that it is multiplied by.
         also: other bindings that must be to the same base: those of the masks.
         tuned: the fine-tuned model it was taken from, where that is known.
-        naming: how that model's names differ from the base's.
     """
 
     label: str
@@ -94,7 +116,12 @@ class Leaf:
     masks: Mapping[str, tuple[TensorInfo, ...]] = field(default_factory=dict, repr=False)
     also: tuple[Binding, ...] = ()
     tuned: Binding | None = field(default=None, repr=False)
-    naming: Naming = Naming()
+
+    @property
+    def base_names(self) -> set[str]:
+        """The names of the base's tensors, as far as they are known."""
+        known = self.base.store if self.base.store is not None else self.base.digests
+        return {*self.infos, *known}
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +146,9 @@ class Learnt:
 
     def of(self, combination: Combination) -> Learnt:
         """By the names that the vector's base uses, where they differ from its model's."""
-        namings = {leaf.naming for leaf in combination.leaves}
-        if len(namings) != 1 or (naming := namings.pop()) == Naming():
+        names = {name for leaf in combination.leaves for name in leaf.base_names}
+        naming = find_naming(names, self.infos)
+        if naming == Naming():
             return self
         return replace(
             self,

@@ -104,13 +104,7 @@ def _tuned(combination: Combination, engine: Engine) -> dict[str, Any] | None:
     if not whole or term.leaf.tuned is None:
         return None
     tuned = stored.bind(term.leaf.tuned, engine)
-    naming = term.leaf.naming
-    prefixes = {"prefix": naming.tuned, "base_prefix": naming.base}
-    return {
-        "name": tuned.name,
-        "fingerprint": tuned.fingerprint,
-        **{key: prefix for key, prefix in prefixes.items() if prefix},
-    }
+    return {"name": tuned.name, "fingerprint": tuned.fingerprint}
 
 
 def _without_unchanged(

@@ -16,7 +16,7 @@ from taskbasis.digest import fingerprint, store_digests
 from taskbasis.engine import Engine
 from taskbasis.errors import HeaderError
 from taskbasis.io.tensors import TensorStore
-from taskbasis.recipe import Binding, Leaf, Naming
+from taskbasis.recipe import Binding, Leaf
 
 KEY = "taskbasis"
 VERSION = 1
@@ -128,13 +128,4 @@ def vector_leaf(store: TensorStore) -> Leaf:
     binding = decode_binding(store, content)
     files = (store.path, *store.files)
     tuned = decode_binding(store, content, "tuned") if content.get("tuned") else None
-    naming = _naming(store, content["tuned"]) if tuned else Naming()
-    infos = dict(store.infos)
-    return Leaf(str(store.path), infos, False, binding, files, tuned=tuned, naming=naming)
-
-
-def _naming(store: TensorStore, tuned: Mapping[str, Any]) -> Naming:
-    prefixes = [tuned.get(key, "") for key in ("prefix", "base_prefix")]
-    if not all(isinstance(prefix, str) for prefix in prefixes):
-        raise HeaderError(f"{store.path}: its taskbasis record does not say how names differ")
-    return Naming(*prefixes)
+    return Leaf(str(store.path), dict(store.infos), False, binding, files, tuned=tuned)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from taskbasis.cli import run
-from taskbasis.difference import find_naming
-from taskbasis.recipe import Binding, Naming
+from taskbasis.library import Design, fit
+from taskbasis.methods import Sta
+from taskbasis.recipe import Binding, Naming, find_naming
 from taskbasis.scores import Importance, ImportanceWriter, Origin
 from taskbasis.vectors import Checkpoint, TaskVector, merge
 
@@ -83,16 +84,17 @@ def test_classifiers_become_vectors_of_their_encoder(stored: bool, encoders: Pat
         np.testing.assert_array_equal(array, wanted)
 
 
-@pytest.mark.parametrize("stored", [False, True])
-def test_scores_follow_the_names(stored: bool, encoders: Path, quiet_transformers: Any) -> None:
-    from taskbasis.methods import Sta
-
+@pytest.mark.parametrize("kind", ["checkpoints", "vectors", "basis"])
+def test_scores_follow_the_names(kind: str, encoders: Path, quiet_transformers: Any) -> None:
     names = ("moods", "topics")
     vectors = {n: TaskVector(encoders / "base", encoders / n, HEAD) for n in names}
-    if stored:
+    if kind == "vectors":
         for name, vector in vectors.items():
             vector.save(encoders / f"{name}.safetensors")
         vectors = {n: TaskVector.open(encoders / f"{n}.safetensors") for n in names}
+    if kind == "basis":
+        basis = fit(vectors, encoders / "lib.safetensors", Design(k=1, method="svd"))
+        vectors = {name: basis[name] for name in names}
     scores = {name: scores_of(encoders, name) for name in names}
     model = merge(encoders / "base", vectors.values(), Sta(density=0.25), scores=scores.values())
     model.save(encoders / "fused")

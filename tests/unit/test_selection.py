@@ -201,8 +201,9 @@ def test_the_file_is_bits(vectors: Any, tmp_path: Path) -> None:
     made = select(vectors, out, Sta(0.5))
     sizes = sum(packed_size(shape) for shape in SHAPES.values())
     with safe_open(out, framework="np") as file:
-        assert len(file.keys()) == len(NAMES) * len(SHAPES)
-        assert sum(file.get_tensor(key).nbytes for key in file.keys()) == len(NAMES) * sizes
+        keys = list(file.keys())
+        assert len(keys) == len(NAMES) * len(SHAPES)
+        assert sum(file.get_tensor(key).nbytes for key in keys) == len(NAMES) * sizes
         bits = np.unpackbits(file.get_tensor("mask.1:bias"), bitorder="little")[:13]
     np.testing.assert_array_equal(bits.astype(bool), made.masks["code"].entries("bias"))
     size = np.abs(dense(vectors["code"].tensors())["bias"])
@@ -228,7 +229,7 @@ def test_bases_and_models_are_checked(
         merge(other, [masks["math"] * stranger]).save(tmp_path / "x")
     with pytest.raises(BaseError, match="belongs to the base"):
         restore(world["math"], other, masks["math"], tmp_path / "x")
-    with pytest.raises(MismatchError, match="scores .* were learnt of the model"):
+    with pytest.raises(MismatchError, match=r"scores .* were learnt of the model"):
         select(vectors, tmp_path / "x.safetensors", Sta(), scores[::-1])
     with pytest.raises(UsageError, match="3 vectors need as many files of scores, not 2"):
         select(vectors, tmp_path / "x.safetensors", Sta(), scores[:2])
