@@ -20,7 +20,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import images_models
 import numpy as np
 from cases import (
     ADDED,
@@ -47,7 +46,8 @@ from taskbasis.evaluate import (
     reference_rows,
 )
 from taskbasis.report import FULL, Report, Row
-from taskbasis.suites import digits
+from taskbasis.suites import digits, images
+from taskbasis.suites.images_model import IMAGES, smaller
 from taskbasis.vectors import Checkpoint, EditedModel, TaskVector
 
 METHODS = ("autoencoder", "svd")
@@ -144,10 +144,8 @@ def run_seed(options: argparse.Namespace, seed: int) -> tuple[list[Row], list[Ou
     if options.suite == "digits":
         world = digits.prepare(place / "models", seed, say)
     else:
-        settings = (
-            images_models.smaller(images_models.IMAGES) if options.quick else images_models.IMAGES
-        )
-        world = images_models.prepare(options.data, place / "models", seed, say, settings)
+        settings = smaller(IMAGES) if options.quick else IMAGES
+        world = images.prepare(options.data, place / "models", seed, say, settings)
     effort = Effort(FINE, COARSE, options.per_size)
     marker = (place / "models" / f"{options.suite}.json").read_text()
     facts = json.loads(json.dumps([marker, asdict(effort), all_factors(len(world.tasks))]))

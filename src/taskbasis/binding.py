@@ -58,7 +58,7 @@ def check_learnt(
             raise UsageError(
                 f"method {method.name!r} takes no {what}; leave them out, or use another"
             )
-        if not parts and need == "required":
+        if vectors and not parts and need == "required":
             raise UsageError(f"method {method.name!r} needs {what}, one file for every vector")
         if parts and len(parts) != len(vectors):
             raise UsageError(

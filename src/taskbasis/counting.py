@@ -14,7 +14,7 @@ from taskbasis.kernels import jit
 def _count_upper(values: Any, counts: Any) -> None:
     words = values.view(np.uint32)
     for i in range(words.size):
-        counts[words[i] >> np.uint32(16)] += 1
+        counts[(words[i] >> np.uint32(16)) & np.uint32(0x7FFF)] += 1  # -0.0 counts as 0
 
 
 @jit()

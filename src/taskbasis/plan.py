@@ -81,6 +81,14 @@ class Merge:
         return sum(info.dtype.itemsize for info in inputs)
 
     @property
+    def matrix(self) -> bool:
+        """Whether methods that factorise work on it as a matrix: two axes or more, and a moment
+        of all inputs together where moments are given."""
+        known = [moment for moment in self.moments if moment is not None]
+        joint = not self.moments or any(len(moment.info.shape) > 1 for moment in known)
+        return len(self.shape) > 1 and joint
+
+    @property
     def moment_bytes(self) -> int:
         """Bytes of the moments that belong to the tensor."""
         return sum(moment.info.nbytes for moment in self.moments if moment is not None)
@@ -104,7 +112,7 @@ class Plan:
         copies: the base's tensors that are copied byte for byte.
         combinations: the T task vectors.
         watched: tensors that no vector changes but that have scores, which a method's stages see.
-        whole: whether tensors are never cut.
+        whole: whether matrices are never cut.
     """
 
     merges: tuple[Merge, ...]
@@ -126,11 +134,12 @@ class Plan:
     @property
     def cut_size(self) -> int:
         """Elements per cut: fewer when more rows are read at once, always whole blocks."""
-        if self.whole:
-            largest = max((merge.size for merge in self.merges), default=1)
-            return -(-max(largest, 1) // BLOCK) * BLOCK
         fitting = _ROWS_TIMES_CUT // max(self.rows + 2, 1)
         return max(min(_MAX_CUT, fitting) // BLOCK, 1) * BLOCK
+
+    def step(self, merge: Merge) -> int:
+        """Elements per cut of one tensor: all of them where it is not to be cut."""
+        return max(merge.size, 1) if self.whole and merge.matrix else self.cut_size
 
     def cuts(self, watched: bool = False) -> list[Cut]:
         """The cuts in plan order; an empty tensor has one empty cut.
@@ -138,11 +147,10 @@ class Plan:
         Args:
             watched: whether the watched tensors follow, numbered on from the merges.
         """
-        step = self.cut_size
         return [
-            Cut(index, start, min(start + step, merge.size))
+            Cut(index, start, min(start + self.step(merge), merge.size))
             for index, merge in enumerate((*self.merges, *(self.watched if watched else ())))
-            for start in range(0, max(merge.size, 1), step)
+            for start in range(0, max(merge.size, 1), self.step(merge))
         ]
 
     def merge(self, cut: Cut) -> Merge:
@@ -161,11 +169,16 @@ class Plan:
         per_element = width * (2 * self.rows + self.vectors + 3) + 8 * outputs
         if any(merge.scores for merge in (*self.merges, *self.watched)):
             per_element += 6 * self.vectors
-        per_tensor = max((merge.moment_bytes for merge in self.merges), default=0)
+        longest = max((self.step(merge) for merge in self.merges), default=0)
+        moments = max((merge.moment_bytes for merge in self.merges), default=0)
+        largest = max(
+            (m.info.nbytes for merge in self.merges for m in merge.moments if m), default=0
+        )
         return (
-            self.cut_size * per_element
+            max(longest, self.cut_size) * per_element
             + (self.rows + 3) * BLOCK * width
-            + 4 * per_tensor
+            + 4 * moments
+            + 6 * largest
             + (1 << 20)
         )
 
@@ -188,7 +201,7 @@ def make_plan(
         dtype: what weights are stored in; float tensors of another dtype that no vector touches
             are converted, not copied. None keeps every tensor's own.
         scores, moments: one per vector, or none.
-        whole: whether tensors are never cut.
+        whole: whether matrices are never cut.
 
     Raises:
         MismatchError: a vector holds a tensor that the base lacks, or shapes differ.

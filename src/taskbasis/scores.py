@@ -19,16 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis import stored
-from taskbasis.errors import HeaderError, MismatchError, ValueProblem, nearest
+from taskbasis.errors import HeaderError, MismatchError, UsageError, ValueProblem, nearest
 from taskbasis.io.dtypes import F16, F32, F64, DType
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD, OutputTensor, Staged
 from taskbasis.recipe import Binding, Learnt
 
-_LARGEST = 15
-"""Scores are stored times a power of two that brings the largest of a tensor below 2^15, so that
-float16 holds ratios down to 2^-39."""
+_LARGEST, _SMALLEST_SCALE = 15, -126
+"""Scores in float16 are stored times a power of two that brings the largest of a tensor below
+2^15, so that ratios down to 2^-39 are held. The power that restores them is a normal float32."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,10 @@ class _Learnt:
         info = self.store[self.numbers_key]
         if info.dtype != F64 or info.shape != (len(self.infos),):
             raise HeaderError(f"{info.where} does not hold one number for every other tensor")
-        return dict(zip(sorted(self.infos), map(float, info.load()), strict=True))
+        numbers = info.load()
+        if not np.all(np.isfinite(numbers)) or np.any(numbers < 0):
+            raise HeaderError(f"{info.where}: a number is negative, NaN or infinite")
+        return dict(zip(sorted(self.infos), map(float, numbers), strict=True))
 
     @property
     def learnt(self) -> Learnt:
@@ -96,7 +99,12 @@ def _open(kind: type[_Learnt], path: str | Path) -> dict[str, Any]:
     content = stored.expect(store, kind.kind, kind.advice)
     base = stored.decode_binding(store, content) if content.get("base") is not None else None
     options, rules = content.get("options"), content.get("rules")
-    if not isinstance(options, dict) or not isinstance(rules, dict):
+    if not (
+        isinstance(options, dict)
+        and isinstance(options.get("transposed", []), list)
+        and isinstance(rules, dict)
+        and all(isinstance(names, list) for names in rules.values())
+    ):
         raise HeaderError(f"{store.path}: its taskbasis record does not say how it was made")
     origin = Origin(
         stored.decode_binding(store, content, "model"),
@@ -202,6 +210,8 @@ class _Writer:
     ) -> None:
         if not shapes:
             raise ValueProblem(f"{out}: there is no parameter to write anything of")
+        if self.kind.numbers_key in shapes:
+            raise ValueProblem(f"{out}: a parameter cannot be called {self.kind.numbers_key!r}")
         self._dtype, self._shapes = dtype, dict(shapes)
         self._numbers: dict[str, float] = {}
         tensors = [OutputTensor(name, dtype, shape) for name, shape in sorted(shapes.items())]
@@ -227,6 +237,8 @@ class _Writer:
         return self
 
     def _put(self, name: str, values: NDArray[Any], number: float) -> None:
+        if name not in self._shapes:
+            raise MismatchError(f"{name!r} was not announced; {nearest(name, self._shapes)}")
         if values.shape != self._shapes[name]:
             raise MismatchError(
                 f"{name!r} has shape {list(values.shape)}, not {list(self._shapes[name])}"
@@ -257,7 +269,7 @@ class _Writer:
 
 
 class ImportanceWriter(_Writer):
-    """Writes scores, as float16 unless said otherwise, times a power of two per tensor.
+    """Writes scores, as float16 times a power of two per tensor unless said otherwise.
 
     Args:
         out: a ``.safetensors`` file, or a folder of shards for any other name.
@@ -287,6 +299,8 @@ class ImportanceWriter(_Writer):
         replace: bool = False,
         inputs: Iterable[Path] = (),
     ) -> None:
+        if dtype not in (F16, F32):
+            raise UsageError(f"scores are stored as float16 or float32, not {dtype.name}")
         super().__init__(
             out, shapes, origin, dtype, shard_size=shard_size, replace=replace, inputs=inputs
         )
@@ -295,18 +309,20 @@ class ImportanceWriter(_Writer):
         """Write all scores of one tensor, in its shape.
 
         Raises:
-            ValueProblem: a score is negative, NaN or infinite.
+            ValueProblem: a score is negative, NaN, infinite or nearly so.
             MismatchError: the shape is another.
         """
         largest = float(np.max(scores, initial=0.0))
         smallest = float(np.min(scores, initial=0.0))
-        if not (math.isfinite(largest) and smallest >= 0):
+        if not (largest < 2.0**127 and smallest >= 0):
             raise ValueProblem(
-                f"the scores of {name!r} are not all finite and 0 or larger (from {smallest} to "
-                f"{largest}); look for NaN in the weights, or use fewer samples at a time"
+                f"the scores of {name!r} are not all 0 or larger and below 2^127 (from {smallest} "
+                f"to {largest}); look for NaN in the weights, or use fewer samples at a time"
             )
-        exponent = math.frexp(largest)[1] - _LARGEST if largest else 0
-        words = np.ldexp(scores, -exponent)
+        exponent = 0
+        if self._dtype == F16 and largest:
+            exponent = max(math.frexp(largest)[1] - _LARGEST, _SMALLEST_SCALE)
+        words = np.abs(np.ldexp(scores, -exponent))  # no -0.0, whose bits are large
         self._put(name, _narrow(words, self._dtype), math.ldexp(1.0, exponent))
 
 
@@ -336,14 +352,16 @@ class MomentsWriter(_Writer):
             ValueProblem: a value is NaN or infinite, or there were no inputs.
             MismatchError: the shape is another.
         """
-        if count < 1 or not np.all(np.isfinite(moment)):
+        with np.errstate(over="ignore"):
+            values = np.asarray(moment, np.float32)
+        if count < 1 or not np.all(np.isfinite(values)):
             raise ValueProblem(
                 f"the moment of {name!r} over {count} inputs is not finite; look for NaN in the "
                 "weights, and for an empty data set"
             )
-        self._put(name, np.asarray(moment, np.float32), float(count))
+        self._put(name, values, float(count))
 
 
 def _narrow(values: NDArray[Any], dtype: DType) -> NDArray[Any]:
-    """Rounded once, to nearest even, to float16 or float32 (others are stored as float32)."""
+    """Rounded once, to nearest even, to float16 or float32."""
     return values.astype(np.float16 if dtype == F16 else np.float32)

@@ -3,22 +3,57 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from taskbasis import testing
+from taskbasis import TaskVector, merge, stored, testing
+from taskbasis.engine import Engine
 from taskbasis.granularity import Granularity
-from taskbasis.methods import METHODS, Chunk, Method, Ties, method
-from taskbasis.testing import BrokenContract, check_method, merged
+from taskbasis.methods import (
+    METHODS,
+    Chunk,
+    Dare,
+    Fisher,
+    Method,
+    Moment,
+    RegMean,
+    Sta,
+    Ties,
+    method,
+)
+from taskbasis.methods.base import Need
+from taskbasis.recipe import Binding
+from taskbasis.scores import Importance, ImportanceWriter, Moments, MomentsWriter, Origin
+from taskbasis.testing import BrokenContract, Trial, check_method, trials
+from taskbasis.vectors import Checkpoint
 
-ORDERED = {"magmax"}
-"""Methods whose docstrings say that entries of equal magnitude go by the order."""
+ORDERED = {"magmax", "dare"}
+"""Methods whose docstrings say that the order matters."""
 
 Array = NDArray[Any]
+
+OPTIONS = [
+    Ties(density=0.003),
+    Ties(density=1.0),
+    Dare(density=0.01),
+    Dare(density=1.0),
+    Dare(rescale=False, seed=7),
+    Fisher("mean"),
+    Fisher("norm", "model"),
+    RegMean(0.0),
+    RegMean(1.0),
+    Sta(density=1.0),
+    Sta(density=0.003, scope="model", normalize="max"),
+    Sta(density=1.0, threshold=0.7),
+    Sta(density=0.2, scope="model", effect=True),
+    Sta(density=0.5, normalize="rank", exclusive=True),
+]
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -26,15 +61,30 @@ def test_every_method_keeps_the_contract(name: str) -> None:
     check_method(method(name), ordered=name in ORDERED)
 
 
-@pytest.mark.parametrize("density", [0.003, 0.5, 1.0])
-def test_ties_keeps_it_at_any_density(density: float) -> None:
-    check_method(Ties(density=density))
+@pytest.mark.parametrize("of", OPTIONS, ids=repr)
+def test_so_it_does_with_other_options(of: Method) -> None:
+    drawing = isinstance(of, Dare) and of.density < 1
+    check_method(of, ordered=drawing or (isinstance(of, Sta) and of.exclusive))
 
 
-@pytest.mark.parametrize("name", sorted(ORDERED))
-def test_an_order_that_matters_must_be_declared(name: str) -> None:
-    with pytest.raises(BrokenContract, match=f"{name}: the order of the vectors"):
-        check_method(method(name))
+@pytest.mark.parametrize("of", [method(name) for name in sorted(ORDERED)] + [Sta(exclusive=True)])
+def test_an_order_that_matters_must_be_declared(of: Method) -> None:
+    with pytest.raises(BrokenContract, match=f"{of.name}: the order of the vectors"):
+        check_method(of)
+
+
+def test_an_exclusive_selection_is_ordered_only_where_scores_are_equal() -> None:
+    """All trials but those of few distinct numbers, and of zeros."""
+    of, tried = Sta(exclusive=True), 0
+    for trial in trials(of, 5):
+        scores = np.abs(trial.vectors) if trial.scores is None else trial.scores
+        if any(len(set(row.tolist())) < trial.length - 1 for row in scores):
+            continue
+        tried += 1
+        np.testing.assert_allclose(
+            trial.turned([4, 2, 0, 1, 3]).merged(of), trial.merged(of), rtol=1e-6
+        )
+    assert tried == 4
 
 
 @dataclass(frozen=True)
@@ -221,7 +271,158 @@ class Favouring(Sum):
         return super().apply(replace(chunk, deltas=chunk.deltas[:1]), state)
 
 
+@dataclass(frozen=True)
+class Vague(Sum):
+    scores: ClassVar[Need] = "maybe"  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Parted(Sum):
+    """Moments belong to whole matrices, which it does not ask for."""
+
+    moments: ClassVar[Need] = "optional"
+
+
+@dataclass(frozen=True)
+class Scored(Sum):
+    """Right, and takes scores; what follows spoils how they are used."""
+
+    scores: ClassVar[Need] = "required"
+
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        assert chunk.scores is not None
+        return super().apply(replace(chunk, deltas=chunk.deltas * (chunk.scores > 0)), state)
+
+
+@dataclass(frozen=True)
+class Scribbling(Scored):
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        assert chunk.scores is not None
+        merged = super().apply(chunk, state)
+        chunk.scores[:] = 1
+        return merged
+
+
+@dataclass(frozen=True)
+class Naive(Scored):
+    """A weighted mean; 0 / 0 where all scores are 0."""
+
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        assert chunk.scores is not None
+        total = Sum().apply(replace(chunk, deltas=chunk.deltas * chunk.scores), state)
+        with np.errstate(all="ignore"):
+            return np.asarray(total / chunk.scores.sum(axis=0), chunk.deltas.dtype)
+
+
+@dataclass(frozen=True)
+class Nearsighted(Scored):
+    """Keeps what scores more than the mean, of the stretch instead of the tensor."""
+
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        assert chunk.scores is not None
+        mean = chunk.scores.mean(axis=1, keepdims=True) if chunk.scores.size else 0
+        return super().apply(replace(chunk, deltas=chunk.deltas * (chunk.scores > mean)), state)
+
+
+@dataclass(frozen=True)
+class Deaf(Scored):
+    """Hears the scores of the first vector only."""
+
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        assert chunk.scores is not None
+        return super().apply(replace(chunk, scores=chunk.scores[:1]), state)
+
+
+@dataclass(frozen=True)
+class Peeking(Scored):
+    """Is zero where all deltas are small, which it says that it does not look at."""
+
+    def stages(self) -> tuple[Granularity, ...]:
+        return ("model",)
+
+    def stages_see_deltas(self) -> bool:
+        return False
+
+    def observe(self, stage: int, chunk: Chunk, state: Any) -> Array:
+        return np.array([np.abs(chunk.deltas).max(initial=0) > 1])
+
+    def finish(self, stage: int, total: Array, state: Any) -> bool:
+        return bool(np.any(total))
+
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        return super().apply(chunk, state) * chunk.deltas.dtype.type(state[0])
+
+
+@dataclass(frozen=True)
+class Promising(Scored):
+    """A sum by its weights, but entries of score 0 are left out."""
+
+    def weights(self, count: int) -> Array:
+        return np.ones(count)
+
+
+@dataclass(frozen=True)
+class Moved(Sum):
+    """Right, and takes moments; what follows spoils how they are used."""
+
+    whole: ClassVar[bool] = True
+    moments: ClassVar[Need] = "required"
+
+
+@dataclass(frozen=True)
+class Scrawling(Moved):
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        for moment in chunk.moments:
+            if moment is not None:
+                moment.values[:] = 1
+        return super().apply(chunk, state)
+
+
+@dataclass(frozen=True)
+class Singular(Moved):
+    """Divides by a moment that may be 0."""
+
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        known = [moment.values.sum() for moment in chunk.moments if moment is not None]
+        with np.errstate(all="ignore"):
+            return np.asarray(super().apply(chunk, state) / np.sum(known), chunk.deltas.dtype)
+
+
+@dataclass(frozen=True)
+class Biased(Moved):
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        seen = any(m is not None and np.any(m.values > 0) for m in chunk.moments)
+        return super().apply(chunk, state) + chunk.deltas.dtype.type(seen)
+
+
+@dataclass(frozen=True)
+class Leading(Moved):
+    """Takes the first task's moments for everybody's."""
+
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        first = chunk.moments[0]
+        factor = 0 if first is None else np.sum(first.values)
+        return np.asarray(super().apply(chunk, state) * factor, chunk.deltas.dtype)
+
+
+def test_what_is_allowed_of_those_who_learn() -> None:
+    check_method(Scored())
+    check_method(Moved())
+
+
 BREACHES = [
+    (Vague, "check_needs", "its need of scores is 'maybe', none of ignored, optional, required"),
+    (Parted, "check_needs", "tensors in parts; say whole = True"),
+    (Scribbling, "check_learnt", "overwrites the scores"),
+    (Scrawling, "check_learnt", "overwrites the moments"),
+    (Peeking, "check_stages", "its stages depend on deltas after all"),
+    (Naive, "check_finite", "not finite"),
+    (Nearsighted, "check_cuts", "cut into"),
+    (Deaf, "check_order", "the order of the vectors"),
+    (Promising, "check_linear", "sum that its weights promise"),
+    (Singular, "check_finite", "not finite"),
+    (Biased, "check_zeros", "do not give zero"),
+    (Leading, "check_order", "the order of the vectors"),
     (Nameless, "check_record", "no name"),
     (Undecorated, "check_record", "not decorated"),
     (Holding, "check_record", "not numbers, words"),
@@ -233,7 +434,7 @@ BREACHES = [
     (Rolling, "check_pure", "a second call"),
     (Counting, "check_pure", "a call changes the method"),
     (Centring, "check_cuts", "cut into"),
-    (Pairwise, "check_cuts", "cut into 331"),
+    (Pairwise, "check_cuts", "cut into"),
     (Homebound, "check_workers", "2 workers give another result than one"),
     (Boasting, "check_linear", "sum that its weights promise"),
     (Halving, "check_linear", "does not subtract it"),
@@ -257,17 +458,60 @@ def test_every_clause_is_tried() -> None:
     assert {clause for _, clause, _ in BREACHES} == clauses
 
 
-def test_merged_is_what_the_engine_makes(tiny_checkpoints: Any) -> None:
+@pytest.mark.parametrize("of", [method(name) for name in METHODS] + OPTIONS, ids=repr)
+def test_merged_is_what_the_engine_makes(
+    of: Method, write_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     """The arrays of the contract and the files of the engine go through the same method."""
-    from taskbasis import TaskVector, merge
+    tried = [trial for trial in trials(of, 2, 30) if known_to_files(trial)]
+    assert tried
+    for at, trial in enumerate(tried):
+        shape = trial.vectors.shape[1:] if trial.shape is None else trial.shape
+        tensors = [row.reshape(shape) for row in trial.vectors]
+        base = write_folder(f"{at}/base", {"tensor": np.zeros(shape, np.float32)})
+        tuned = [write_folder(f"{at}/{t}", {"tensor": tensor}) for t, tensor in enumerate(tensors)]
+        found = merge(
+            base,
+            [TaskVector(base, folder) for folder in tuned],
+            of,
+            scores=write_scores(tmp_path / str(at), trial, tuned, shape),
+            moments=write_moments(tmp_path / str(at), trial, tuned),
+        ).tensors()
+        np.testing.assert_array_equal(found["tensor"].ravel(), trial.merged(of))
 
-    vectors = [
-        TaskVector(tiny_checkpoints / "base", tiny_checkpoints / n) for n in ("math", "code")
-    ]
-    names = ("bias", "weight")
-    dense = np.stack([np.concatenate([v.tensors()[n].ravel() for n in names]) for v in vectors])
-    for name in METHODS:
-        of = method(name, scope="model") if name == "sta" else method(name)
-        found = merge(tiny_checkpoints / "base", vectors, of).tensors()
-        flat = np.concatenate([found[n].ravel() for n in names])
-        np.testing.assert_array_equal(flat, merged(of, dense))
+
+def known_to_files(trial: Trial) -> bool:
+    """Files hold scores as float16 times a power of two, and moments in one layout for all."""
+    return trial.scores is None or bool(np.all(trial.scores * 8 == np.round(trial.scores * 8)))
+
+
+def origin_of(folder: Path, **options: Any) -> Origin:
+    return Origin(stored.bind(Binding(str(folder), Checkpoint(folder).store), Engine(1)), **options)
+
+
+def write_scores(
+    at: Path, trial: Trial, tuned: list[Path], shape: tuple[int, ...]
+) -> list[Importance]:
+    found = []
+    for t, scores in enumerate(() if trial.scores is None else trial.scores):
+        out = at / f"scores{t}.safetensors"
+        with ImportanceWriter(out, {"tensor": shape}, origin_of(tuned[t])) as writer:
+            writer.write("tensor", scores.reshape(shape))
+            writer.commit()
+        found.append(Importance.open(out))
+    return found
+
+
+def write_moments(at: Path, trial: Trial, tuned: list[Path]) -> list[Moments]:
+    """A file without the tensor holds another, since a file cannot be empty."""
+    found = []
+    for t, moment in enumerate(trial.moments):
+        out, known = at / f"moments{t}.safetensors", moment or Moment(np.ones(1, np.float32))
+        name = "tensor" if moment else "other"
+        options = {"transposed": [name] if known.transposed else []}
+        origin = origin_of(tuned[t], options=options)
+        with MomentsWriter(out, {name: known.values.shape}, origin) as writer:
+            writer.write(name, known.values, 3)
+            writer.commit()
+        found.append(Moments.open(out))
+    return found

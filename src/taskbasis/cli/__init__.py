@@ -22,6 +22,10 @@ VERBS = {
     "basis": "Keep many task vectors as a few atoms.",
     "evaluate": "Score models on tasks.",
     "search": "Choose the scale on validation, report on test.",
+    "forget": "Take one task's selected entries out of a model.",
+    "importance": "Score every parameter for a task, once, into a file.",
+    "moments": "Collect second moments of activations, for RegMean and LOT.",
+    "bench": "One table: every method on a suite of real tasks.",
     "demo": "The whole story on handwritten digits; no download.",
 }
 

@@ -1,5 +1,13 @@
 """Numbers for models: tasks, scales chosen on validation and reported on test, and judging."""
 
+from taskbasis.evaluate.forgetting import (
+    DENSITIES,
+    SCALES,
+    ForgetChoice,
+    ForgetPoint,
+    report_forgetting,
+    search_forgetting,
+)
 from taskbasis.evaluate.judge import (
     COARSE,
     Collection,
@@ -27,10 +35,14 @@ from taskbasis.evaluate.yardstick import Yardstick, measure, reference_rows
 
 __all__ = [
     "COARSE",
+    "DENSITIES",
     "GRID",
+    "SCALES",
     "Choice",
     "Collection",
     "Effort",
+    "ForgetChoice",
+    "ForgetPoint",
     "Model",
     "Point",
     "Split",
@@ -50,6 +62,8 @@ __all__ = [
     "pick_tasks",
     "reference_rows",
     "report_choice",
+    "report_forgetting",
     "search_addition",
+    "search_forgetting",
     "search_negation",
 ]

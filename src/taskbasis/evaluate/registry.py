@@ -2,6 +2,7 @@
 
     digits:FOLDER               the tasks of a folder made by taskbasis.suites.digits.prepare
     digits-control:FOLDER       its control task, for negation
+    hf:MODEL_FOLDER:DATA        any model of that architecture, under the folder's own head
     package.module:attribute    a list of Task, or a callable without arguments that returns one
 
 **The last form imports the module, which runs its code**: name only modules you trust. Suites
@@ -21,10 +22,11 @@ from taskbasis.evaluate.task import Task
 SUITES: Mapping[str, str] = {
     "digits": "taskbasis.suites.digits:open_tasks",
     "digits-control": "taskbasis.suites.digits:open_control",
+    "hf": "taskbasis.learn.task:open_tasks",
 }
 """Suites by name: each is a callable that takes what follows the colon."""
 
-_FORMS = "write digits:FOLDER or package.module:attribute"
+_FORMS = "write digits:FOLDER, hf:MODEL_FOLDER:DATA or package.module:attribute"
 
 
 def load_tasks(spec: str) -> list[Task]:
@@ -41,8 +43,8 @@ def load_tasks(spec: str) -> list[Task]:
     >>> load_tasks("digits")
     Traceback (most recent call last):
         ...
-    taskbasis.errors.UsageError: 'digits' names no tasks; write digits:FOLDER or \
-package.module:attribute
+    taskbasis.errors.UsageError: 'digits' names no tasks; write digits:FOLDER, \
+hf:MODEL_FOLDER:DATA or package.module:attribute
     """
     name, colon, rest = spec.partition(":")
     if not (name and colon and rest):

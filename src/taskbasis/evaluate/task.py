@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -25,6 +26,8 @@ class Task:
     Attributes:
         name: how reports and errors call it.
         score: ``score(model, split)``, higher is better, such as an accuracy from 0 to 1.
+        problem: ``problem(folder)`` is a :class:`taskbasis.learn.Problem`: the model of a folder
+            with the task's frozen head and training data; None for a task that only scores.
 
     >>> task = Task("mean", lambda model, split: float(model["w"].mean()))
     >>> import numpy as np
@@ -34,6 +37,7 @@ class Task:
 
     name: str
     score: Callable[[Model, Split], float]
+    problem: Callable[[Path], Any] | None = None
 
 
 def evaluate(model: Model, tasks: Iterable[Task], split: Split) -> dict[str, float]:

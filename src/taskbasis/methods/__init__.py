@@ -14,14 +14,16 @@ from taskbasis.methods.average import Average
 from taskbasis.methods.base import Chunk, Method, Moment, Selecting
 from taskbasis.methods.dare import Dare
 from taskbasis.methods.fisher import Fisher
+from taskbasis.methods.lot import Lot
 from taskbasis.methods.magmax import MagMax
+from taskbasis.methods.regmean import RegMean
 from taskbasis.methods.sta import Sta
 from taskbasis.methods.task_arithmetic import TaskArithmetic
 from taskbasis.methods.ties import Ties
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
-    for method in (Average, Dare, Fisher, MagMax, Sta, TaskArithmetic, Ties)
+    for method in (Average, Dare, Fisher, Lot, MagMax, RegMean, Sta, TaskArithmetic, Ties)
 }
 
 __all__ = [
@@ -30,9 +32,11 @@ __all__ = [
     "Chunk",
     "Dare",
     "Fisher",
+    "Lot",
     "MagMax",
     "Method",
     "Moment",
+    "RegMean",
     "Selecting",
     "Sta",
     "TaskArithmetic",

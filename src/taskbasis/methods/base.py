@@ -88,6 +88,10 @@ class Method(ABC):
         """What the sums of each stage cover; no stages by default."""
         return ()
 
+    def stages_see_deltas(self) -> bool:
+        """Whether stages look at deltas although there are scores; reading them takes time."""
+        return True
+
     def weights(self, count: int) -> NDArray[Any] | None:
         """For a linear method the coefficients [T] of the vectors, so that fused kernels do the
         work; None for the others."""

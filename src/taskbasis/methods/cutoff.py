@@ -18,13 +18,14 @@ from taskbasis.granularity import Granularity
 Normalize = Literal["mean", "rank", "max"]
 
 _UPPER, _LOWER = 1 << 15, 1 << 16
+_SMALLEST, _LARGEST = (float(end) for end in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
 def count_upper(rows: NDArray[np.float32]) -> NDArray[np.int64]:
     """[T, 2^15]: how many of each row's numbers fall in each bin of upper halves."""
     counts = np.zeros((len(rows), _UPPER), np.int64)
     for row, count in zip(rows, counts, strict=True):
-        counting.count_upper(np.ascontiguousarray(row), count)
+        counting.count_upper(np.abs(row), count)  # -0.0 has a bin of its own beyond the last
     return counts
 
 
@@ -32,7 +33,7 @@ def count_lower(rows: NDArray[np.float32], bins: Any) -> NDArray[np.int64]:
     """[T, 2^16]: the numbers of each row's own bin, by the lower half of their bits."""
     counts = np.zeros((len(rows), _LOWER), np.int64)
     for row, (upper, _), count in zip(rows, bins, counts, strict=True):
-        counting.count_lower(np.ascontiguousarray(row), upper, count)
+        counting.count_lower(np.abs(row), upper, count)
     return counts
 
 
@@ -68,8 +69,15 @@ def count_rounded(rows: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _rounded(rows: NDArray[np.float32]) -> NDArray[np.uint32]:
     """Bits whose upper half is that of the nearest number of 8 significant bits."""
-    bits = np.ascontiguousarray(rows).view(np.uint32)
+    bits = np.abs(rows).view(np.uint32)
     return np.asarray(bits + np.uint32(0x8000), np.uint32)
+
+
+def counted(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The numbers that :func:`count_rounded` counted in one row, and how many there are of each."""
+    filled = np.flatnonzero(counts)
+    values = (filled.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return np.minimum(values, _LARGEST), counts[filled]  # rounding may have reached infinity
 
 
 class Normalizer:
@@ -94,22 +102,25 @@ class Normalizer:
     def __init__(self, counts: NDArray[np.int64], kind: Normalize) -> None:
         check_normalize(kind)
         self._kind = kind
-        filled = np.flatnonzero(counts)
-        values = (filled.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
         number = max(int(counts.sum()), 1)
         if kind == "rank":
+            filled = np.flatnonzero(counts)
             first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, 0)
             self._first = first
             below = np.concatenate([[0], np.cumsum(counts[first : last + 1])])
             self._below = below / number
             return
-        size = float(values @ counts[filled]) / number if kind == "mean" else values.max(initial=0)
-        self._factor = np.float32(1 / size if size > 0 else 1)
+        values, numbers = counted(counts)
+        size = float(values @ numbers) / number if kind == "mean" else values.max(initial=0)
+        self._factor = 1 / size if size > 0 else 1.0
 
     def __call__(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """The scores made comparable, [n]."""
         if self._kind != "rank":
-            return np.asarray(scores * self._factor, np.float32)
+            # The factor of very small or large scores is beyond float32, what comes of it is not.
+            compute = np.float32 if _SMALLEST < self._factor < _LARGEST else np.float64
+            scaled = np.multiply(scores, self._factor, dtype=compute)
+            return np.asarray(scaled, np.float32)
         words = _rounded(scores)
         place = (words >> np.uint32(16)).astype(np.int64) - self._first
         inside = (words & np.uint32(0xFFFF)) / 65536.0

@@ -46,6 +46,10 @@ class Sta(Selecting):
     different tensors and tasks are compared by ``normalize``: divided by the tensor's ``mean`` or
     ``max``, or replaced by their ``rank`` in the tensor.
 
+    With ``effect`` the comparable score is multiplied by ``|tau|``: not how much the loss depends
+    on the entry, but how much on what the vector does to it. That is not the factor ``delta``,
+    whose normalisation takes the vectors' own lengths away.
+
     At density 1, without threshold and not exclusive, it is task arithmetic, bit for bit.
 
     The order of the vectors matters where exclusive scores are equal.
@@ -73,6 +77,7 @@ class Sta(Selecting):
     normalize: Normalize = "mean"
     threshold: float = 0.0
     exclusive: bool = False
+    effect: bool = False
 
     def __post_init__(self) -> None:
         check_density(self.density)
@@ -90,6 +95,9 @@ class Sta(Selecting):
     def stages(self) -> tuple[Granularity, ...]:
         compare: tuple[Granularity, ...] = ("tensor",) if self._compared else ()
         return (*compare, self.scope, self.scope) if self.density < 1 else compare
+
+    def stages_see_deltas(self) -> bool:
+        return self.effect
 
     def weights(self, count: int) -> NDArray[Any] | None:
         everything = self.density == 1 and not self.threshold and not self.exclusive
@@ -123,11 +131,11 @@ class Sta(Selecting):
         return kept
 
     def _scores(self, chunk: Chunk, state: State) -> NDArray[np.float32]:
-        """[T, n] scores, made comparable where scores of different tensors or tasks meet."""
+        """[T, n] what is compared: scores, normalised where those of tensors or tasks meet."""
         rows = _raw(chunk)
-        if not self._compared:
-            return rows
-        return np.stack([normal(row) for normal, row in zip(state[0], rows, strict=True)])
+        if self._compared:
+            rows = np.stack([normal(row) for normal, row in zip(state[0], rows, strict=True)])
+        return np.asarray(rows * np.abs(chunk.deltas), np.float32) if self.effect else rows
 
 
 def _raw(chunk: Chunk) -> NDArray[np.float32]:

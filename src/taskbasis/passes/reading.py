@@ -92,13 +92,14 @@ def chunk(stretch: Stretch, cut: Cut, with_deltas: bool = True) -> Chunk:
     """What methods see of a stretch.
 
     Args:
-        with_deltas: whether the deltas are wanted; an array [T, 0] stands for them otherwise.
+        with_deltas: whether the deltas are read; zeros stand for them otherwise.
 
     Raises:
         ValueProblem: a value is not finite.
     """
     merge = stretch.merge
-    deltas = widened(stretch) if with_deltas else np.zeros((len(merge.mixing), 0), np.float32)
+    shape = (len(merge.mixing), cut.stop - cut.start)
+    deltas = widened(stretch) if with_deltas else np.broadcast_to(np.float32(0), shape)
     return Chunk(
         deltas,
         _scores(merge, cut, stretch.scratch),

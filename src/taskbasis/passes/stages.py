@@ -47,6 +47,7 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
     """
     engine = engine.within(plan.memory(2 * plan.vectors))
     scored = bool(plan.watched) or any(merge.scores for merge in plan.merges)
+    blind = scored and not method.stages_see_deltas()
     cuts = plan.cuts(watched=True)
     untouched = 0 if scored else sum(info.size for info in plan.copies if info.dtype.mergeable)
     found = Found()
@@ -54,7 +55,7 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
 
         def work(cut: Cut, scratch: Scratch, stage: int = stage, known: Found = found) -> Any:
             merge = plan.merge(cut)
-            if scored:
+            if blind or not (merge.rows or merge.base):
                 stretch = Stretch(merge, scratch, None, _NOTHING, False, _NOTHING)
                 seen = chunk(stretch, cut, with_deltas=False)
             else:

@@ -29,6 +29,7 @@ from taskbasis.evaluate.task import Model, Split, Task, evaluate
 from taskbasis.suites.digits_data import CONTROL, LABELS, SHARES
 from taskbasis.suites.digits_make import Progress, make
 from taskbasis.suites.digits_model import Settings
+from taskbasis.suites.digits_problem import task_problem
 from taskbasis.suites.digits_score import Scorer
 
 MARKER = "digits.json"
@@ -122,8 +123,9 @@ def open_world(folder: str | Path) -> DigitsWorld:
         if not path.is_file():
             raise FileError(f"{path} is missing; delete {folder} and make the digits again")
     scorer = Scorer(folder, facts["seed"])
-    tasks = [Task(name, partial(scorer.score, name)) for name in tuned]
-    control = Task(CONTROL, partial(scorer.score, CONTROL))
+    asked = partial(task_problem, folder, facts["seed"])
+    tasks = [Task(name, partial(scorer.score, name), partial(asked, name)) for name in tuned]
+    control = Task(CONTROL, partial(scorer.score, CONTROL), partial(asked, CONTROL))
     return DigitsWorld(folder / "base", tuned, tasks, control, facts["seed"])
 
 

@@ -1,4 +1,4 @@
-"""The comparison of granularities: pairing, cases, designs and image sets, without any training."""
+"""The comparison of granularities: pairing, cases and designs, without any training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from taskbasis.evaluate import Effort, Task, Yardstick, judge, measure
 from taskbasis.report import Report
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
-ORDER = ("paired", "images", "images_models", "cases", "granularity")
+ORDER = ("paired", "cases", "granularity")
 
 
 def _load(name: str) -> ModuleType:
@@ -165,61 +165,3 @@ def test_a_page_holds_both_tables(bench: SimpleNamespace) -> None:
     assert "| svd, tensor even, mean, k=2 | 1.00 kB | 2 |" in text
     assert "| tensor even − model | subset normalised | +0.1200 |" in text
     assert "| cosine − mean (model) | recovery normalised | +0.0200 |" in text
-
-
-def test_pixels_are_centred_and_grey_fills_the_channels(bench: SimpleNamespace) -> None:
-    grey = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1) * np.ones((1, 32, 32, 1), np.uint8)
-    found = bench.images.pixels(grey)
-    assert found.shape == (2, 3, 32, 32)
-    assert found.dtype == np.float32
-    assert (found[0].max(), found[1].min()) == (-2.0, 2.0)
-    colour = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(1, 32, 32, 3)
-    assert bench.images.pixels(colour)[0, 2, 4, 5] == colour[0, 4, 5, 2] / np.float32(63.75) - 2
-
-
-@pytest.fixture
-def sets(bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Six small sets whose images carry their own number."""
-    monkeypatch.setattr(bench.images, "SIZES", {"validation": 8, "test": 6})
-    (tmp_path / "images").mkdir()
-    for number, name in enumerate(bench.images.SETS):
-        images = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones(
-            (1, 32, 32, 1), np.uint8
-        )
-        labels = np.arange(40, dtype=np.int16) % (number + 2)
-        np.savez(
-            tmp_path / "images" / f"{name}.npz",
-            x_train=images, y_train=labels, x_test=images, y_test=labels,
-            classes=np.array([f"class {place}" for place in range(number + 2)]),
-        )  # fmt: skip
-    return bench.images.load_sets(tmp_path, seed=1)
-
-
-def test_validation_comes_out_of_the_training_part(sets: Any) -> None:
-    for held in sets.values():
-        seen = [set(held.images[split][:, 0, 0, 0].tolist()) for split in ("train", "validation")]
-        assert (len(seen[0]), len(seen[1]), len(seen[0] & seen[1])) == (32, 8, 0)
-        assert len(held.labels["test"]) == 6
-
-
-def test_the_base_learns_half_of_the_classes(bench: SimpleNamespace, sets: Any) -> None:
-    chosen = bench.images.seen_classes(sets, seed=1)
-    assert [len(found) for found in chosen.values()] == [1, 2, 2, 3, 3, 4]
-    images, labels = bench.images.mixture(sets, 1, "train")
-    assert len(images) == len(labels)
-    assert set(labels.tolist()) == set(range(15))
-    assert np.array_equal(labels, bench.images.mixture(sets, 1, "train")[1])
-
-
-def test_questions_answer_for_every_class(bench: SimpleNamespace) -> None:
-    labels = np.array([0, 1, 2, 3])
-    classes = ("ship", "cat", "frog", "truck")
-    assert bench.images.answers("class", labels, classes).tolist() == [0, 1, 2, 3]
-    assert bench.images.answers("parity", labels, classes).tolist() == [0, 1, 0, 1]
-    assert bench.images.answers("animal", labels, classes).tolist() == [0, 1, 1, 0]
-    assert {name for name, _ in bench.images.TASKS.values()} == set(bench.images.SETS)
-
-
-def test_quick_settings_differ_and_so_are_not_mixed_up(bench: SimpleNamespace) -> None:
-    settings = bench.images_models.IMAGES
-    assert bench.images_models.smaller(settings).steps < settings.steps

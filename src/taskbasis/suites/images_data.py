@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from taskbasis.errors import FileError
 
 SETS = ("mnist", "notmnist", "signdigits", "clothing", "dogcat", "cifar10")
 
@@ -30,6 +33,8 @@ SIZES = {"validation": 150, "test": 400}
 """Images per set, at most; validation images are taken from the training part."""
 
 Array = NDArray[Any]
+
+_NAMES = ("x_train", "y_train", "x_test", "y_test", "classes")
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,20 @@ def pixels(images: Array) -> NDArray[np.float32]:
 
 
 def load_set(path: Path, seed: int) -> ImageSet:
-    """A set from its file: validation is drawn from the training part, by seed."""
-    with np.load(path) as stored:
-        raw = {name: stored[name] for name in ("x_train", "y_train", "x_test", "y_test")}
-        classes = tuple(str(name) for name in stored["classes"])
+    """A set from its file: validation is drawn from the training part, by seed.
+
+    Raises:
+        FileError: the file is no such archive; the message says what is wrong.
+    """
+    raw = _arrays(path)
+    classes = tuple(str(name) for name in raw["classes"])
     order = np.random.default_rng([seed, 1]).permutation(len(raw["x_train"]))
     count = SIZES["validation"]
+    if len(order) <= count:
+        raise FileError(
+            f"{path} has {len(order)} images to train on; {count} of them are wanted for "
+            "validation, so it needs more"
+        )
     places = {"validation": order[:count], "train": order[count:]}
     images = {name: pixels(raw["x_train"][where]) for name, where in places.items()}
     labels = {name: raw["y_train"][where].astype(np.int64) for name, where in places.items()}
@@ -67,9 +80,43 @@ def load_set(path: Path, seed: int) -> ImageSet:
     return ImageSet(images, labels, classes)
 
 
+def _arrays(path: Path) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            raw = {name: np.asarray(stored[name]) for name in _NAMES}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise FileError(f"{path} is no archive of {', '.join(_NAMES)}: {error}") from None
+    for part in ("train", "test"):
+        images, labels = raw[f"x_{part}"], raw[f"y_{part}"]
+        if images.shape[1:3] != (32, 32) or images.ndim != 4 or images.shape[3] not in (1, 3):
+            raise FileError(f"{path}: x_{part} has shape {images.shape}, not [n, 32, 32, 1 or 3]")
+        if labels.shape != images.shape[:1] or not 0 <= labels.min() <= labels.max() < len(
+            raw["classes"]
+        ):
+            raise FileError(f"{path}: y_{part} does not give every image one of the classes")
+    return raw
+
+
+def find_sets(folder: Path) -> dict[str, Path]:
+    """The file of every set in ``folder`` or ``folder/images``.
+
+    Raises:
+        FileError: a set is missing; the message names it.
+    """
+    place = folder / "images" if (folder / "images").is_dir() else folder
+    found = {name: place / f"{name}.npz" for name in SETS}
+    for path in found.values():
+        if not path.is_file():
+            raise FileError(
+                f"{path} is missing; the images suite needs {', '.join(SETS)} as .npz files with "
+                "x_train, y_train, x_test, y_test and classes"
+            )
+    return found
+
+
 def load_sets(folder: Path, seed: int) -> dict[str, ImageSet]:
-    """All sets of ``folder/images``."""
-    return {name: load_set(folder / "images" / f"{name}.npz", seed) for name in SETS}
+    """All sets of ``folder`` or ``folder/images``."""
+    return {name: load_set(path, seed) for name, path in find_sets(folder).items()}
 
 
 def answers(question: str, labels: NDArray[np.int64], classes: Sequence[str]) -> Array:

@@ -1,0 +1,231 @@
+"""The clauses of the contract, one function each."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskbasis.methods import Method
+from taskbasis.methods.base import Need
+from taskbasis.testing.trials import LENGTH, samples, trials
+
+COUNTS = (1, 2, 5)
+"""How many vectors the clauses are tried with."""
+
+WORKERS = (1, 2, 5)
+"""How many workers the result must not depend on."""
+
+
+class BrokenContract(AssertionError):
+    """A method does not keep its contract; the message names the method and the clause."""
+
+
+def check_record(method: Method) -> None:
+    """It is a frozen dataclass with a name; its options are plain data, as recipes need."""
+    name = getattr(method, "name", None)
+    _demand(isinstance(name, str) and bool(name), method, "it has no name")
+    parameters = vars(type(method)).get("__dataclass_params__")
+    _demand(
+        is_dataclass(method) and parameters is not None and parameters.frozen,
+        method,
+        "its class is not decorated with @dataclass(frozen=True)",
+    )
+    options = {field.name: getattr(method, field.name) for field in fields(method)}
+    try:
+        again = json.loads(json.dumps(options))
+    except TypeError:
+        again = None
+    _demand(again == options, method, "its options are not numbers, words, true or false")
+    _demand(type(method)(**options) == method, method, "its options do not make it again")
+
+
+def check_needs(method: Method) -> None:
+    """It says which of scores and moments it takes; with moments it takes whole tensors."""
+    for what in ("scores", "moments"):
+        need = getattr(method, what)
+        _demand(
+            need in get_args(Need),
+            method,
+            f"its need of {what} is {need!r}, none of {', '.join(get_args(Need))}",
+        )
+    _demand(
+        method.moments == "ignored" or method.whole,
+        method,
+        "it takes moments, but tensors in parts; say whole = True",
+    )
+
+
+def check_shape(method: Method) -> None:
+    """From [T, n] it makes [n], in the dtype that it was given."""
+    for count in COUNTS:
+        for dtype in (np.float32, np.float64):
+            for trial in trials(method, count, dtype=dtype):
+                vectors, found = trial.vectors, trial.merged(method)
+                _demand(
+                    found.shape == vectors.shape[1:] and found.dtype == vectors.dtype,
+                    method,
+                    f"{vectors.dtype} of shape {vectors.shape} becomes {found.dtype} of shape "
+                    f"{found.shape}",
+                )
+
+
+def check_finite(method: Method) -> None:
+    """One vector, one entry and no entry at all are nothing special; nothing blows up."""
+    for count in COUNTS:
+        for length in (0, 1, LENGTH):
+            for trial in trials(method, count, length):
+                for signed in (trial, replace(trial, vectors=-trial.vectors)):
+                    with np.errstate(all="ignore"):
+                        found = signed.merged(method)
+                    _demand(
+                        found.shape == (trial.length,) and bool(np.all(np.isfinite(found))),
+                        method,
+                        f"the result of {count} finite vectors of {trial.length} entries is not "
+                        "finite",
+                    )
+
+
+def check_zeros(method: Method) -> None:
+    """Zero vectors give zero: the base comes back as it is."""
+    for count in COUNTS:
+        for trial in trials(method, count):
+            found = replace(trial, vectors=np.zeros_like(trial.vectors)).merged(method)
+            _demand(not np.any(found), method, "zero vectors do not give zero")
+
+
+def check_pure(method: Method) -> None:
+    """The same vectors give the same bits again, and no call leaves a trace in the method."""
+    for count in COUNTS:
+        for trial in trials(method, count):
+            before = repr(method)
+            first, second = trial.merged(method), trial.merged(method)
+            _demand(_same(first, second), method, "a second call gives another result")
+            _demand(repr(method) == before, method, "a call changes the method")
+
+
+def check_learnt(method: Method) -> None:
+    """Scores and moments are left as they are; only the deltas may be overwritten."""
+    for count in COUNTS:
+        for trial, before in zip(trials(method, count), trials(method, count), strict=True):
+            trial.merged(method)
+            if trial.scores is not None and before.scores is not None:
+                _demand(_same(trial.scores, before.scores), method, "it overwrites the scores")
+            for moment, kept in zip(trial.moments, before.moments, strict=True):
+                if moment is not None and kept is not None:
+                    unchanged = _same(moment.values, kept.values)
+                    _demand(unchanged, method, "it overwrites the moments")
+
+
+def check_stages(method: Method) -> None:
+    """Stages that say they see no deltas where there are scores do not depend on them."""
+    if method.stages_see_deltas():
+        return
+    for count in COUNTS:
+        for trial in trials(method, count):
+            if trial.scores is not None:
+                blind, seeing = (trial.merged(method, blind=blind) for blind in (True, False))
+                _demand(_same(blind, seeing), method, "its stages depend on deltas after all")
+
+
+def check_cuts(method: Method, tolerance: float = 0.0) -> None:
+    """Wherever the vectors are cut, the result is that of the whole vectors.
+
+    Args:
+        tolerance: as for :func:`check_method`.
+    """
+    if method.whole:
+        return
+    places = [[*range(0, LENGTH, step), LENGTH] for step in (11, 64, 330)]
+    places += [[*range(20), LENGTH], [0, 0, 100, 100, LENGTH]]
+    for count in COUNTS:
+        for trial in trials(method, count):
+            whole = trial.merged(method)
+            for borders in places:
+                found = trial.merged(method, borders)
+                _demand(
+                    _same(found, whole) or _near(found, whole, tolerance),
+                    method,
+                    f"vectors that are cut into {len(borders) - 1} give another result",
+                )
+
+
+def check_workers(method: Method) -> None:
+    """The same bits for any number of workers."""
+    for trial in trials(method, 3):
+        borders = [*range(0, trial.length, 17), trial.length]
+        alone = trial.merged(method, borders)
+        for workers in WORKERS:
+            found = trial.merged(method, borders, workers)
+            _demand(_same(found, alone), method, f"{workers} workers give another result than one")
+
+
+def check_linear(method: Method) -> None:
+    """A method that gives weights is that weighted sum; one vector times -1 is subtracted.
+
+    For one vector v this says ``base + merged(-v) == base - v``, bit for bit. Methods that are
+    not linear give no weights and are left alone.
+    """
+    if method.weights(1) is None:
+        return
+    for count in COUNTS:
+        weights = np.asarray(method.weights(count), np.float64)
+        _demand(weights.shape == (count,), method, f"{count} vectors need {count} weights")
+        for trial in trials(method, count, dtype=np.float64):
+            vectors = trial.vectors
+            wanted = weights @ vectors
+            _demand(
+                _near(trial.merged(method), wanted, 1e-12, np.abs(weights) @ np.abs(vectors)),
+                method,
+                "the result is not the sum that its weights promise",
+            )
+    for trial in trials(method, 1):
+        base = samples(1, trial.length)[1][0]
+        found = base + replace(trial, vectors=-trial.vectors).merged(method)
+        wanted = base - trial.vectors[0]
+        _demand(_same(found, wanted), method, "-1 times a vector does not subtract it")
+    _demand(
+        float(np.asarray(method.weights(1))[0]) == 1.0, method, "one vector weighs other than 1"
+    )
+
+
+def check_order(method: Method) -> None:
+    """The order of the vectors is immaterial, up to the rounding of their sum."""
+    for count in COUNTS:
+        for trial in trials(method, count):
+            wanted, size = trial.merged(method), np.abs(trial.vectors).sum(axis=0)
+            if trial.moments:  # entries of a row are mixed
+                size = np.max(size, initial=0.0)
+            places = list(range(count))
+            for order in (places[::-1], [*places[-1:], *places[:-1]]):
+                _demand(
+                    _near(trial.turned(order).merged(method), wanted, 1e-5, size),
+                    method,
+                    "the order of the vectors changes the result; declare it with ordered=True "
+                    "where that is meant",
+                )
+
+
+def _demand(kept: bool, method: Method, breach: str) -> None:
+    if not kept:
+        raise BrokenContract(f"{getattr(method, 'name', type(method).__name__)}: {breach}")
+
+
+def _same(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    return (
+        left.dtype == right.dtype
+        and left.shape == right.shape
+        and left.tobytes() == right.tobytes()
+    )
+
+
+def _near(found: NDArray[Any], wanted: NDArray[Any], tolerance: float, size: Any = None) -> bool:
+    """Whether entries differ by at most a share of their size, by default of the largest."""
+    if found.shape != wanted.shape:
+        return False
+    scale = np.max(np.abs(wanted), initial=0.0) if size is None else size
+    missed = np.abs(found.astype(np.float64) - wanted)
+    return bool(np.all(missed <= tolerance * scale))
