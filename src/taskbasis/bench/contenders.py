@@ -22,6 +22,8 @@ LEARNT: Mapping[str, Mapping[str, str]] = {
     "weight, base": {"factor": "weight", "at": "base"},
     "weight, path": {"factor": "weight", "at": "path"},
     "weight, abs_mean": {"factor": "weight", "aggregation": "abs_mean"},
+    "grad, path": {"factor": "grad", "at": "path"},
+    "fisher, path": {"factor": "fisher", "at": "path"},
     "delta, path, abs_mean": {"factor": "delta", "at": "path", "aggregation": "abs_mean"},
 }
 """Importance scores that are learnt, and how; see :class:`taskbasis.learn.How`."""
@@ -99,7 +101,7 @@ def contenders() -> list[Contender]:
     >>> [contender.label for contender in contenders()][:3]
     ['average', 'task arithmetic, λ 1', 'task arithmetic, λ 0.3']
     """
-    return [*_sums(), *_selections(), *_bases()]
+    return [*_sums(), *_selections(), *_effects(), *_bases()]
 
 
 def _sums() -> Iterable[Contender]:
@@ -154,6 +156,18 @@ def _selections() -> Iterable[Contender]:
                 made = _selected(scores, density=density)
                 family = f"STA {scores.split(',')[0]}"
                 yield Contender(f"STA {scores} {density}, λ 1", family, made)
+
+
+def _effects() -> Iterable[Contender]:
+    """Scores times what the vector does to the entry, against the other tasks' claims to it."""
+    for scores in ("weight", "grad", "fisher", "grad, path", "fisher, path"):
+        family = f"STA {scores} effect"
+        for density in (0.1, 0.3, 1.0):
+            made = _selected(scores, density=density, exclusive=True, effect=True)
+            yield Contender(f"{family} {density} exclusive, λ 1", family, made)
+        plain = _selected(scores, density=1.0, exclusive=True)
+        if scores not in FACTORS:
+            yield Contender(f"STA {scores} 1.0 exclusive, λ 1", f"STA {scores}", plain)
 
 
 def _bases() -> Iterable[Contender]:

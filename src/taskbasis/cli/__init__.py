@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Like :func:`main`, but returns the exit code: 0, 2 for usage, 1 for the rest."""
     try:
-        cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        found = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
@@ -89,4 +89,4 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         click.echo("Error: out of memory; use fewer --workers, or a --memory cap", err=True)
         return 1
-    return 0
+    return found if isinstance(found, int) else 0  # what a verb left through ctx.exit

@@ -23,6 +23,10 @@ SUITES: Mapping[str, str] = {
     "digits": "taskbasis.suites.digits:open_tasks",
     "digits-control": "taskbasis.suites.digits:open_control",
     "hf": "taskbasis.learn.task:open_tasks",
+    "images": "taskbasis.suites.images:open_tasks",
+    "images-control": "taskbasis.suites.images:open_control",
+    "text": "taskbasis.suites.text:open_tasks",
+    "text-control": "taskbasis.suites.text:open_control",
 }
 """Suites by name: each is a callable that takes what follows the colon."""
 

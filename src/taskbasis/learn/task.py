@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from taskbasis.errors import MismatchError, UsageError, nearest
+from taskbasis.errors import FileError, MismatchError, UsageError, nearest
 from taskbasis.evaluate.task import Model, Split, Task
 from taskbasis.io.folder import open_tensors
 from taskbasis.learn.coding import Encoded
@@ -48,14 +48,16 @@ def open_tasks(rest: str) -> list[Task]:
     """The task of ``MODEL_FOLDER:DATA``: what ``hf:MODEL_FOLDER:DATA`` means.
 
     Raises:
-        UsageError: there is no colon with a folder before it.
+        UsageError: there is no colon. FileError: no folder stands before one.
     """
     parts = rest.split(":")
     for at in range(1, len(parts)):
         folder, data = ":".join(parts[:at]), ":".join(parts[at:])
         if Path(folder).is_dir() and data:
             return [hf_task(folder, data)]
-    raise UsageError(f"'hf:{rest}' names no model folder and data; write hf:MODEL_FOLDER:DATA")
+    if len(parts) < 2:
+        raise UsageError(f"'hf:{rest}' names no model and data; write hf:MODEL_FOLDER:DATA")
+    raise FileError(f"{parts[0]}: no such model folder; write hf:MODEL_FOLDER:DATA")
 
 
 def hf_task(

@@ -3,13 +3,9 @@
 One picture a file; what they share stands in ``page`` and ``labels``.
 """
 
-from taskbasis.plot import page, storage
 from taskbasis.plot.forget import forget_plot
 from taskbasis.plot.gram import gram_plot
 from taskbasis.plot.page import check_picture
 from taskbasis.plot.storage import storage_plot
 
 __all__ = ["check_picture", "forget_plot", "gram_plot", "storage_plot"]
-
-_INK, _QUIET, _SMALL = page.INK, page.QUIET, page.SMALL
-_figure, _save, _styles = page.new_figure, page.save_figure, storage.family_styles

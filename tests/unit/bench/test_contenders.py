@@ -56,9 +56,9 @@ def test_every_construction_stands_at_a_half_and_a_quarter() -> None:
 def test_every_factor_has_the_same_variants() -> None:
     found = {}
     for factor in FACTORS:
-        mine = [one for one in contenders() if one.label.startswith((f"STA {factor} 0", f"STA {factor} 1"))
-                or one.label in (f"STA {factor}, density chosen",
-                                 f"STA {factor} exclusive, density chosen")]  # fmt: skip
+        chosen = (f"STA {factor}, density chosen", f"STA {factor} exclusive, density chosen")
+        fixed = (f"STA {factor} 0", f"STA {factor} 1")
+        mine = [o for o in contenders() if o.label in chosen or o.label.startswith(fixed)]
         mine = [one for one in mine if one.recipe.basis is None]
         found[factor] = [(one.label.split(factor)[1], one.densities, one.forgets) for one in mine]
         assert all(one.recipe.scores == (None if factor == MAGNITUDE else factor) for one in mine)

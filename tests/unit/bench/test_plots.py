@@ -35,13 +35,13 @@ def report() -> Report:
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     kept: list[Any] = []
-    save = plots._save
+    save = plots.save_figure
 
     def keep(figure: Any, path: Path) -> Path:
         kept.append(figure)
         return save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
     return kept
 
 

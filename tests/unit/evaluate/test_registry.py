@@ -86,5 +86,5 @@ def test_a_fault_inside_the_users_function_is_not_hidden(module):
 
 @pytest.mark.parametrize("suite", sorted(SUITES))
 def test_a_suite_without_its_folder_is_a_file_error(suite, tmp_path):
-    with pytest.raises(FileError, match="holds no digits"):
-        load_tasks(f"{suite}:{tmp_path / 'nothing'}")
+    with pytest.raises(FileError, match="nothing"):
+        load_tasks(f"{suite}:{tmp_path / 'nothing'}:data.tsv")

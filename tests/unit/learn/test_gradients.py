@@ -1,6 +1,5 @@
 """Taking gradients in little memory: one alive at a time, several rounds, the same bytes."""
 
-import sys
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -11,13 +10,11 @@ from safetensors.torch import load_file, save_file
 
 from taskbasis.engine import Engine, resident_bytes
 from taskbasis.errors import MemoryCapError
-from taskbasis.learn import How, Problem, importance, moments, rounds
+from taskbasis.learn import How, Problem, importance, moments, rounds, scoring
 from taskbasis.learn.gradients import Sums, alike, blame, groups_of, hooked, vectorised
 from taskbasis.learn.huggingface import hf_problem
 from taskbasis.learn.rounds import choose_way, reached, split_rounds
 from taskbasis.learn.runtime import looking_at, over_tensors
-
-MEASURING = sys.modules["taskbasis.learn.importance"]  # the package has a function of that name
 
 
 def parameters_of(problem):
@@ -189,7 +186,7 @@ def test_several_rounds_give_the_same_bytes(wide, tmp_path, gradients, monkeypat
         asked.append(len(parts))
         return parts, free
 
-    monkeypatch.setattr(MEASURING, "split_rounds", watch)
+    monkeypatch.setattr(scoring, "split_rounds", watch)
     engine = Engine(1, memory=tight(parameters_of(problem), 1.5))
     importance(problem, tmp_path / "many.safetensors", engine=engine, **more)
     assert asked[0] >= 2
@@ -204,7 +201,7 @@ def test_rounds_of_vectorised_gradients_agree(net, tmp_path, monkeypatch):
         problem, tmp_path / "one.safetensors", model=tuned, gradients="per_sample", dtype="float32"
     )
     monkeypatch.setattr(
-        MEASURING,
+        scoring,
         "split_rounds",
         lambda parameters, memory: ([{n: p} for n, p in parameters.items()], None),
     )

@@ -1,6 +1,5 @@
 """Moments: against X^T X / n of what hooks of the tests themselves see."""
 
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +9,11 @@ from safetensors.torch import save_file
 
 from taskbasis.engine import Engine, resident_bytes
 from taskbasis.errors import MemoryCapError, MismatchError, UsageError, ValueProblem
-from taskbasis.learn import Problem, moments
+from taskbasis.learn import Problem, collecting, moments
 from taskbasis.learn.huggingface import hf_problem
 from taskbasis.learn.inputs import CONV, EMBEDDING, LINEAR, NORM, TRANSPOSED, uses
 from taskbasis.scores import Moments
 from taskbasis.vectors import Checkpoint
-
-COLLECTING = sys.modules["taskbasis.learn.moments"]  # the package has a function of that name
 
 
 def inputs_one_by_one(problem, name):
@@ -214,9 +211,9 @@ def wide(tmp_path):
 def test_several_rounds_give_the_same_bytes(wide, tmp_path, monkeypatch):
     problem, model = wide
     moments(problem, tmp_path / "one.safetensors", model=model)
-    monkeypatch.setattr(COLLECTING, "ROUND_BYTES", 2 * 8 * 900 * 900)
+    monkeypatch.setattr(collecting, "ROUND_BYTES", 2 * 8 * 900 * 900)
     found = uses(problem.module, problem.names)
-    assert [len(part) for part in COLLECTING._rounds(found, None)] == [2, 2]
+    assert [len(part) for part in collecting._rounds(found, None)] == [2, 2]
     moments(problem, tmp_path / "two.safetensors", model=model)
     one, two = (tmp_path / f"{name}.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
@@ -226,7 +223,7 @@ def test_a_cap_makes_rounds_or_says_what_is_needed(wide, tmp_path):
     problem, model = wide
     size = 8 * 900 * 900
     engine = Engine(1, memory=resident_bytes() + int(4 * size / 0.75))
-    assert len(COLLECTING._rounds(uses(problem.module, problem.names), engine.memory)) >= 2
+    assert len(collecting._rounds(uses(problem.module, problem.names), engine.memory)) >= 2
     with pytest.raises(MemoryCapError, match=r"largest moment needs 17\.3 MB more"):
         moments(
             problem, tmp_path / "m2.safetensors", model=model,
