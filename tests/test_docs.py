@@ -48,11 +48,12 @@ def test_commands_exist_as_written(page: str, command: str) -> None:
     """Names, options and option values are accepted; arguments are not opened."""
     words = shlex.split(command, comments=True)[1:]
     found: click.Command = cli
-    context = click.Context(cli, info_name="taskbasis")
+    # The parent's settings reach the verb: click keeps a verb's help option once it is asked for.
+    context = click.Context(cli, info_name="taskbasis", **cli.context_settings)
     while isinstance(found, click.Group):
         name, inner, words = found.resolve_command(context, words)
         assert inner is not None, command
-        found, context = inner, click.Context(inner, context, name)
+        parent, found, context = context, inner, click.Context(inner, context, name)
     if "--help" in words or words == []:
         return
     if "-o" not in words and any("-o" in option.opts for option in found.params):
@@ -60,7 +61,7 @@ def test_commands_exist_as_written(page: str, command: str) -> None:
     missing = [p for p in found.params if isinstance(p, click.Argument) and p.required]
     given = [word for word in words if not word.startswith("-")]
     words = ["x"] * max(0, len(missing) - len(given)) + words
-    with found.make_context(found.name, list(words)) as made:
+    with found.make_context(found.name, list(words), parent=parent) as made:
         assert made.params
 
 

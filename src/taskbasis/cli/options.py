@@ -182,7 +182,7 @@ tasks_option = click.option(
     "specs",
     multiple=True,
     required=True,
-    help="digits:FOLDER, digits-control:FOLDER, or package.module:attribute; may be repeated.",
+    help="SUITE:FOLDER, hf:MODEL_FOLDER:DATA, or package.module:attribute; may be repeated.",
 )
 
 
