@@ -106,15 +106,15 @@ def check_option(owner: str, option: str, value: object, default: object) -> Non
     """
     kinds: dict[type, tuple[str, type]] = {
         bool: ("true or false", bool),
+        type(None): ("true or false", bool),  # None: decided by the other options
         int: ("a whole number", Integral),
         float: ("a number", Real),
         str: ("a word", str),
     }
     wanted, kind = kinds.get(type(default), ("something else", object))
-    if not isinstance(value, kind) or (isinstance(value, bool) and not isinstance(default, bool)):
-        raise UsageError(
-            f"option {option!r} of {owner} takes {wanted}, such as {default!r}; got {value!r}"
-        )
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        example = "" if default is None else f", such as {default!r}"
+        raise UsageError(f"option {option!r} of {owner} takes {wanted}{example}; got {value!r}")
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

@@ -83,6 +83,7 @@ def select(
         "options": {
             "method": method.name,
             **asdict(method),
+            "exclusive": method.disjoint(),
             "scores": [part.label for part in learnt],
         },
     }

@@ -83,7 +83,7 @@ def test_show_says_what_they_are(here: Path, capsys: Any) -> None:
     capsys.readouterr()
     for path, words in (
         ("math-scores.safetensors", ["importance scores of math", "factor: weight", "head: 1"]),
-        ("m.safetensors", ["masks that may share entries", "tasks: math, code", "density: 0.2"]),
+        ("m.safetensors", ["masks that exclude each other", "tasks: math, code", "density: 0.3"]),
         ("moments.safetensors", ["activation moments of math", "samples: 2"]),
     ):
         assert say(f"show {path}") == 0

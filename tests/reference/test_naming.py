@@ -96,7 +96,12 @@ def test_scores_follow_the_names(kind: str, encoders: Path, quiet_transformers: 
         basis = fit(vectors, encoders / "lib.safetensors", Design(k=1, method="svd"))
         vectors = {name: basis[name] for name in names}
     scores = {name: scores_of(encoders, name) for name in names}
-    model = merge(encoders / "base", vectors.values(), Sta(density=0.25), scores=scores.values())
+    model = merge(
+        encoders / "base",
+        vectors.values(),
+        Sta(density=0.25, exclusive=False),
+        scores=scores.values(),
+    )
     model.save(encoders / "fused")
     found = Checkpoint(encoders / "fused").store
     base = Checkpoint(encoders / "base").store

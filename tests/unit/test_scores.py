@@ -422,8 +422,8 @@ def test_minus_zero_in_a_file_is_counted_as_zero(write_folder: Any, tmp_path: Pa
         scores.append(Importance.open(tmp_path / f"s{t}.safetensors"))
     shared, apart = [0, 10, 11, 1], [0, 10, 10, 1]
     for of, wanted in (
-        (Sta(0.5), shared),
-        (Sta(0.5, "model", "rank"), shared),
+        (Sta(0.5, exclusive=False), shared),
+        (Sta(0.5, "model", "rank", exclusive=False), shared),
         (Sta(0.5, exclusive=True), apart),
         (Sta(1.0, threshold=0.1), shared),
     ):

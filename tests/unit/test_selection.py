@@ -159,7 +159,7 @@ def test_all_tasks_taken_out_leave_the_base(
 
 def test_a_masked_vector_is_a_vector(vectors: Any, world: Any, tmp_path: Path) -> None:
     """It is stored, scaled, merged by other methods, masked again, and put into a basis."""
-    masks = select(vectors, tmp_path / "m.safetensors", Sta(0.5)).masks
+    masks = select(vectors, tmp_path / "m.safetensors", Sta(0.5, exclusive=False)).masks
     part = masks["math"] * vectors["math"]
     wanted = dense(part.tensors())
     part.save(tmp_path / "part.safetensors")
@@ -198,7 +198,7 @@ def test_a_masked_vector_is_a_vector(vectors: Any, world: Any, tmp_path: Path) -
 
 def test_the_file_is_bits(vectors: Any, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
-    made = select(vectors, out, Sta(0.5))
+    made = select(vectors, out, Sta(0.5, exclusive=False))
     sizes = sum(packed_size(shape) for shape in SHAPES.values())
     with safe_open(out, framework="np") as file:
         keys = list(file.keys())

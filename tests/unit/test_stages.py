@@ -259,7 +259,7 @@ def dense(world: World, of: Sta) -> dict[str, Matrix]:
 def test_selection_is_that_of_sorting(
     world: World, scope: Granularity, density: float, effect: bool
 ) -> None:
-    of = Sta(density, scope, effect=effect)
+    of = Sta(density, scope, effect=effect, exclusive=False)
     found = merge(world.base, world.vectors, of, scores=world.importances).tensors(Engine(2))
     for name, masks in dense(world, of).items():
         total = np.zeros(masks.shape[1], np.float32)
@@ -270,8 +270,8 @@ def test_selection_is_that_of_sorting(
 
 def test_scopes_differ(world: World) -> None:
     """Otherwise the test above would say less than it seems to."""
-    masks = [dense(world, Sta(0.2, scope)) for scope in SCOPES]
-    masks += [dense(world, Sta(0.2, scope, effect=True)) for scope in SCOPES]
+    masks = [dense(world, Sta(0.2, scope, exclusive=False)) for scope in SCOPES]
+    masks += [dense(world, Sta(0.2, scope, effect=True, exclusive=False)) for scope in SCOPES]
     for one, other in itertools.combinations(masks, 2):
         assert any(np.any(one[name] != other[name]) for name in SHAPES)
 
@@ -303,7 +303,7 @@ def test_watched_scores_take_their_part_of_the_density(world: World, tmp_path: P
             tmp_path / f"loud{t}.safetensors", tmp_path / f"t{t}", loud
         )
     size = sum(a.size for a in world.start.values())
-    of = Sta(1000 / size, "model", "rank")
+    of = Sta(1000 / size, "model", "rank", exclusive=False)
     assert int(of.density * size) in (999, 1000)
     saved = merge(world.base, world.stored(), of, scores=world.importances).save(tmp_path / "out")
     assert saved.kept is not None

@@ -122,8 +122,10 @@ def _sums() -> Iterable[Contender]:
     yield Contender("LOT", "LOT", Recipe("lot", moments=True))
 
 
-def _selected(scores: str, **options: Any) -> Recipe:
-    return Recipe("sta", options, None if scores == MAGNITUDE else scores)
+def _selected(scores: str, exclusive: bool = False, **options: Any) -> Recipe:
+    return Recipe(
+        "sta", {"exclusive": exclusive, **options}, None if scores == MAGNITUDE else scores
+    )
 
 
 _FIXED = ((0.1, False), (0.1, True), (0.3, False), (0.3, True), (1.0, True))
@@ -182,7 +184,9 @@ def _bases() -> Iterable[Contender]:
                 yield Contender(f"{name} atoms, tuned", construction, atoms, None)
     for scores in ("weight", MAGNITUDE):
         learnt = None if scores == MAGNITUDE else scores
-        made = Recipe("sta", {"density": 0.3}, learnt, basis="autoencoder", share=2)
+        made = Recipe(
+            "sta", {"density": 0.3, "exclusive": False}, learnt, basis="autoencoder", share=2
+        )
         yield Contender(f"STA {scores} 0.3 on autoencoder T/2, λ 1", "STA on a basis", made)
 
 

@@ -126,5 +126,9 @@ class Selecting(Method):
     def select(self, chunk: Chunk, state: State) -> NDArray[np.bool_]:
         """[T, n]: which entries of which vector are kept."""
 
+    def disjoint(self) -> bool:
+        """Whether no entry is kept of two vectors, by the way entries are chosen."""
+        return False
+
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         return summed(np.where(self.select(chunk, state), chunk.deltas, 0))

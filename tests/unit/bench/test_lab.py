@@ -74,7 +74,8 @@ def test_exclusive_supports_are_disjoint(lab: Lab) -> None:
     recipe = Recipe("sta", {"exclusive": True, "density": 0.3}, "grad")
     whole = lab.merged(recipe, None, 1.0, lab.names).tensors()
     assert any(not np.array_equal(whole[k], lab.base_tensors[k]) for k in whole)
-    plain = lab.merged(Recipe("sta", {"density": 0.3}, "grad"), None, 1.0, lab.names).tensors()
+    shared = Recipe("sta", {"exclusive": False, "density": 0.3}, "grad")
+    plain = lab.merged(shared, None, 1.0, lab.names).tensors()
     assert any(not np.array_equal(whole[k], plain[k]) for k in whole)
 
 

@@ -218,7 +218,7 @@ def test_other_models_are_refused(library):
 
 def test_specs_that_name_nothing(tmp_path):
     for spec in ("hf:nowhere:data.tsv", f"hf:{tmp_path}", f"hf:{tmp_path}:"):
-        with pytest.raises(UsageError, match="write hf:MODEL_FOLDER:DATA"):
+        with pytest.raises((UsageError, FileError), match="write hf:MODEL_FOLDER:DATA"):
             load_tasks(spec)
 
 

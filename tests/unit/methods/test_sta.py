@@ -173,7 +173,7 @@ def test_exclusive_supports_are_disjoint(scores: Matrix, density: float, kind: A
     assert found.sum(axis=0).max() <= 1
     if density == 1:
         assert np.all(found.sum(axis=0) == 1), "every entry goes to exactly one vector"
-    loose = masks_of(Sta(density, normalize=kind), scores)
+    loose = masks_of(Sta(density, normalize=kind, exclusive=False), scores)
     assert not np.any(found & ~loose)
     np.testing.assert_array_equal(found.any(axis=0), loose.any(axis=0))
 
@@ -222,7 +222,7 @@ def test_options_that_mean_nothing(options: Any, said: str) -> None:
 
 def test_stages_are_asked_for_only_where_they_are_needed() -> None:
     assert Sta(1.0).stages() == ()
-    assert Sta(0.5).stages() == ("tensor", "tensor")
+    assert Sta(0.5, exclusive=False).stages() == ("tensor", "tensor")
     assert Sta(0.5, "layer").stages() == ("tensor", "layer", "layer")
     assert Sta(1.0, exclusive=True).stages() == Sta(1.0, threshold=1.0).stages() == ("tensor",)
     assert Sta(1.0).weights(3) is not None
@@ -283,8 +283,8 @@ def test_at_density_one_the_files_are_those_of_task_arithmetic(
 @pytest.mark.parametrize(
     "of",
     [
-        Sta(0.3),
-        Sta(0.3, effect=True),
+        Sta(0.3, exclusive=False),
+        Sta(0.3, effect=True, exclusive=False),
         Sta(0.3, "tensor", "rank", 0.7, exclusive=True),
         Sta(1.0, effect=True, exclusive=True),
     ],
@@ -395,4 +395,4 @@ def test_a_tensor_that_was_not_scored(
 def test_select_gives_masks_to_who_asks() -> None:
     chunk = Chunk(np.ones((1, 3), np.float32), np.array([[1, 5, 3]], np.float32))
     state = [None, np.array([3], np.float32)]
-    assert Sta(0.5).select(chunk, state).tolist() == [[False, True, True]]
+    assert Sta(0.5, exclusive=False).select(chunk, state).tolist() == [[False, True, True]]
