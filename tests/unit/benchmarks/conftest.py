@@ -12,7 +12,17 @@ import pytest
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
 # Each imports only what stands before it.
-ORDER = ("measure", "checkpoints", "compare", "report", "rival", "jobs", "spine")
+ORDER = (
+    "measure",
+    "checkpoints",
+    "compare",
+    "report",
+    "rival",
+    "jobs",
+    "spine",
+    "importance",
+    "results_page",
+)
 
 
 def _load(name: str) -> ModuleType:
