@@ -112,7 +112,7 @@ def _write_masks(
 ) -> Tally:
     def work(cut: Cut, scratch: Scratch) -> Any:
         merge = plan.merges[cut.index]
-        seen = chunk(read_cut(merge, cut, scratch), cut)
+        seen = chunk(read_cut(merge, cut, scratch))
         kept = method.select(seen, found.of(merge.name))
         for index, row in enumerate(kept):
             bits = np.packbits(row, bitorder="little")
@@ -204,15 +204,11 @@ class _Restored:
     masks: Mapping[str, TensorInfo]
 
     def form(
-        self,
-        stretch: Stretch,
-        cut: Cut,
-        add_base: bool,
-        out: NDArray[Any],
-        stats: NDArray[np.float64],
+        self, stretch: Stretch, add_base: bool, out: NDArray[Any], stats: NDArray[np.float64]
     ) -> None:
         del add_base
-        scratch, size, compute = stretch.scratch, cut.stop - cut.start, stretch.rows.dtype
+        scratch, cut, compute = stretch.scratch, stretch.cut, stretch.rows.dtype
+        size = cut.stop - cut.start
         values = [scratch.array(f"values {at}", (size,), compute) for at in range(2)]
         for words, row in zip((stretch.base, stretch.words[0]), values, strict=True):
             kernels.decode(words, row)

@@ -15,19 +15,13 @@ from taskbasis.methods.base import summed
 from taskbasis.passes.reading import Stretch, chunk
 from taskbasis.passes.stages import Found, of_members
 from taskbasis.passes.tally import Tally
-from taskbasis.plan import Cut
 
 
 class Former(Protocol):
     """Forms the outputs of a stretch; the linear case runs in one fused kernel."""
 
     def form(
-        self,
-        stretch: Stretch,
-        cut: Cut,
-        add_base: bool,
-        out: NDArray[Any],
-        stats: NDArray[np.float64],
+        self, stretch: Stretch, add_base: bool, out: NDArray[Any], stats: NDArray[np.float64]
     ) -> Any:
         """Fill ``out`` [M, n] with stored words and add to ``stats`` [M, 2].
 
@@ -50,14 +44,8 @@ class Linear:
     coefficients: Callable[[str], NDArray[np.float64]]
 
     def form(
-        self,
-        stretch: Stretch,
-        cut: Cut,
-        add_base: bool,
-        out: NDArray[Any],
-        stats: NDArray[np.float64],
+        self, stretch: Stretch, add_base: bool, out: NDArray[Any], stats: NDArray[np.float64]
     ) -> None:
-        del cut
         merge = stretch.merge
         mixed = (self.coefficients(merge.name) @ merge.mixing).astype(stretch.rows.dtype)
         kernels.form(
@@ -90,15 +78,10 @@ class Merged:
     tally: Tally | None = None
 
     def form(
-        self,
-        stretch: Stretch,
-        cut: Cut,
-        add_base: bool,
-        out: NDArray[Any],
-        stats: NDArray[np.float64],
+        self, stretch: Stretch, add_base: bool, out: NDArray[Any], stats: NDArray[np.float64]
     ) -> Any:
         compute = stretch.rows.dtype
-        whole = chunk(stretch, cut)
+        whole = chunk(stretch)
         factor = np.full((1, 1), self.scale, compute)
         rows = stretch.scratch.array("result rows", kernels.scratch_rows(1), compute)
         note = None

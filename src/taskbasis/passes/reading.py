@@ -23,6 +23,7 @@ class Stretch:
 
     Attributes:
         merge: the tensor it belongs to.
+        cut: which stretch of it.
         scratch: the worker's arrays, for what else is needed.
         base: stored words of the base, [n]; None when it is not needed.
         words: stored words of the rows, [R, n].
@@ -31,6 +32,7 @@ class Stretch:
     """
 
     merge: Merge
+    cut: Cut
     scratch: Scratch
     base: NDArray[Any] | None
     words: NDArray[Any]
@@ -52,10 +54,10 @@ def read_cut(merge: Merge, cut: Cut, scratch: Scratch) -> Stretch:
         words = scratch.array("words", (len(merge.rows), size), merge.rows[0].dtype.bits)
         for info, row in zip(merge.rows, words, strict=True):
             info.read(cut.start, cut.stop, row)
-        return Stretch(merge, scratch, base, words, merge.differences[0], rows)
+        return Stretch(merge, cut, scratch, base, words, merge.differences[0], rows)
     words = scratch.array("words", (len(merge.rows), size), compute)
     _read_mixed(merge, cut, base, words, scratch)
-    return Stretch(merge, scratch, base, words, False, rows)
+    return Stretch(merge, cut, scratch, base, words, False, rows)
 
 
 def _inputs(merge: Merge) -> Iterable[tuple[TensorInfo, bool]]:
@@ -88,7 +90,7 @@ def apply_mask(mask: TensorInfo, cut: Cut, row: NDArray[Any], scratch: Scratch) 
     counting.keep(bits, row)
 
 
-def chunk(stretch: Stretch, cut: Cut, with_deltas: bool = True) -> Chunk:
+def chunk(stretch: Stretch, with_deltas: bool = True) -> Chunk:
     """What methods see of a stretch.
 
     Args:
@@ -97,7 +99,7 @@ def chunk(stretch: Stretch, cut: Cut, with_deltas: bool = True) -> Chunk:
     Raises:
         ValueProblem: a value is not finite.
     """
-    merge = stretch.merge
+    merge, cut = stretch.merge, stretch.cut
     shape = (len(merge.mixing), cut.stop - cut.start)
     deltas = widened(stretch) if with_deltas else np.broadcast_to(np.float32(0), shape)
     return Chunk(

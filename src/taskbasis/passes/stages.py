@@ -56,11 +56,11 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
         def work(cut: Cut, scratch: Scratch, stage: int = stage, known: Found = found) -> Any:
             merge = plan.merge(cut)
             if blind or not (merge.rows or merge.base):
-                stretch = Stretch(merge, scratch, None, _NOTHING, False, _NOTHING)
-                seen = chunk(stretch, cut, with_deltas=False)
+                stretch = Stretch(merge, cut, scratch, None, _NOTHING, False, _NOTHING)
+                seen = chunk(stretch, with_deltas=False)
             else:
                 with quietly():
-                    seen = chunk(read_cut(merge, cut, scratch), cut)
+                    seen = chunk(read_cut(merge, cut, scratch))
             return method.observe(stage, of_members(seen, members), known.of(merge.name))
 
         groups = [group_name(plan.merge(cut).name, scope) for cut in cuts]

@@ -50,7 +50,7 @@ def write(
             bits = sink.dtype(names[0]).bits
             out = scratch.array("out", (len(names), cut.stop - cut.start), bits)
             with quietly():
-                note = former.form(stretch, cut, add_base, out, stats)
+                note = former.form(stretch, add_base, out, stats)
             for name, words in zip(names, out, strict=True):
                 sink.write(name, cut.start, words)
         return stats, note
