@@ -25,7 +25,8 @@ from taskbasis.units import bytes_text
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_IN_FLIGHT = 3
+IN_FLIGHT = 3
+"""Results per worker that may wait to be folded."""
 
 
 class Scratch:
@@ -151,7 +152,7 @@ def _threads(
     try:
         for item in items:
             pending.append((item, pool.submit(call, item)))
-            if len(pending) >= workers * _IN_FLIGHT:
+            if len(pending) >= workers * IN_FLIGHT:
                 done, future = pending.popleft()
                 yield future.result()
                 tick(size(done))

@@ -339,6 +339,17 @@ def decode(words: NDArray[Any], out: NDArray[Any]) -> None:
     _decode(words, out)
 
 
+def decode_difference(words: NDArray[Any], base: NDArray[Any], out: NDArray[Any]) -> None:
+    """Widen stored words and subtract a widened base; equal values, infinite ones too, give 0.
+
+    >>> out = np.empty(2, np.float32)
+    >>> decode_difference(np.array([np.inf, 3], np.float32), np.array([np.inf, 1], np.float32), out)
+    >>> out.tolist()
+    [0.0, 2.0]
+    """
+    _decode_difference(words, base, out)
+
+
 class _Once(Listener):  # type: ignore[misc]
     """Tells of the first compilation only; the others follow within seconds."""
 

@@ -50,6 +50,7 @@ class Mask:
         shapes: of the tensors that are masked.
         base: the base that the vectors were taken from.
         files: what it is read from.
+        exclusive: whether no other mask of its file keeps an entry of it.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Mask:
     shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
     base: Binding = field(repr=False)
     files: tuple[Path, ...] = ()
+    exclusive: bool = False
 
     space: ClassVar[spaces.Space] = "mask"
 
@@ -136,7 +138,7 @@ class Masks:
     @property
     def exclusive(self) -> bool:
         """Whether no entry is kept for two tasks, by the way the masks were made."""
-        return bool(self.options.get("exclusive", False))
+        return self.options.get("exclusive") is True
 
     def __getitem__(self, name: str) -> Mask:
         if name not in self.names:
@@ -150,6 +152,7 @@ class Masks:
             self.shapes,
             self.base,
             (self.path, *self.store.files),
+            self.exclusive,
         )
 
     def __str__(self) -> str:
@@ -174,8 +177,8 @@ def _masked(leaf: Leaf, mask: Mask) -> Leaf:
     for name, info in leaf.infos.items():
         if name not in mask.shapes:
             raise MismatchError(
-                f"{mask.label} says nothing of tensor {name!r}, which {leaf.label} changes; make "
-                "the masks again from all vectors, or leave it out with --exclude"
+                f"{mask.label} says nothing of tensor {name!r}, which {leaf.label} may change; "
+                "make the masks again from all vectors, or leave it out with --exclude"
             )
         if tuple(mask.shapes[name]) != info.shape:
             raise MismatchError(
@@ -189,5 +192,4 @@ def _masked(leaf: Leaf, mask: Mask) -> Leaf:
         masks=masks,
         also=(*leaf.also, mask.base),
         files=(*leaf.files, *mask.files),
-        tuned=None,
     )

@@ -88,6 +88,10 @@ class Merge:
         joint = not self.moments or any(len(moment.info.shape) > 1 for moment in known)
         return len(self.shape) > 1 and joint
 
+    def cut_bytes(self, cut: Cut) -> int:
+        """Bytes read for a cut."""
+        return (cut.stop - cut.start) * self.bytes_per_element + self.moment_bytes
+
     @property
     def moment_bytes(self) -> int:
         """Bytes of the moments that belong to the tensor."""
@@ -111,7 +115,7 @@ class Plan:
         merges: the tensors that are computed.
         copies: the base's tensors that are copied byte for byte.
         combinations: the T task vectors.
-        watched: tensors that no vector changes but that have scores, which a method's stages see.
+        watched: tensors that no vector changes, which a method's stages see all the same.
         whole: whether matrices are never cut.
     """
 
@@ -141,27 +145,27 @@ class Plan:
         """Elements per cut of one tensor: all of them where it is not to be cut."""
         return max(merge.size, 1) if self.whole and merge.matrix else self.cut_size
 
-    def cuts(self, watched: bool = False) -> list[Cut]:
-        """The cuts in plan order; an empty tensor has one empty cut.
-
-        Args:
-            watched: whether the watched tensors follow, numbered on from the merges.
-        """
+    def cuts(self, merges: Sequence[Merge] | None = None) -> list[Cut]:
+        """The cuts of the merges (or of others), in order; an empty tensor has one empty cut."""
         return [
             Cut(index, start, min(start + self.step(merge), merge.size))
-            for index, merge in enumerate((*self.merges, *(self.watched if watched else ())))
+            for index, merge in enumerate(self.merges if merges is None else merges)
             for start in range(0, max(merge.size, 1), self.step(merge))
         ]
 
-    def merge(self, cut: Cut) -> Merge:
-        """The tensor that a cut belongs to."""
-        beyond = cut.index - len(self.merges)
-        return self.merges[cut.index] if beyond < 0 else self.watched[beyond]
+    @property
+    def observed(self) -> tuple[Merge, ...]:
+        """What a method's stages see: the tensors that vectors change, and the watched, by name.
+
+        So layers come one after the other. Tensors that are only converted are not among them:
+        what is kept does not depend on the output's dtype.
+        """
+        changed = (merge for merge in self.merges if merge.rows)
+        return tuple(sorted((*changed, *self.watched), key=lambda merge: merge.name))
 
     def cut_bytes(self, cut: Cut) -> int:
-        """Bytes read for a cut."""
-        merge = self.merge(cut)
-        return (cut.stop - cut.start) * merge.bytes_per_element + merge.moment_bytes
+        """Bytes read for a cut of the merges."""
+        return self.merges[cut.index].cut_bytes(cut)
 
     def memory(self, outputs: int) -> int:
         """An upper bound of the bytes that one worker's buffers take."""
@@ -191,6 +195,7 @@ def make_plan(
     scores: Sequence[Learnt] = (),
     moments: Sequence[Learnt] = (),
     whole: bool = False,
+    watch: TensorStore | None = None,
 ) -> Plan:
     """Resolve combinations against headers.
 
@@ -202,6 +207,7 @@ def make_plan(
             are converted, not copied. None keeps every tensor's own.
         scores, moments: one per vector, or none.
         whole: whether matrices are never cut.
+        watch: the base whose unchanged tensors stages see; ``add_to`` by default.
 
     Raises:
         MismatchError: a vector holds a tensor that the base lacks, or shapes differ.
@@ -229,7 +235,7 @@ def make_plan(
     converted = [i for i in rest if dtype and i.dtype.mergeable and i.dtype != dtype]
     kept += [_conversion(info, len(combinations)) for info in converted]
     copies = tuple(info for info in rest if info not in converted)
-    watched = _watched(merged, scores, leaves, add_to or origin)
+    watched = _watched(merged, scores, leaves, watch if watch is not None else add_to)
     return Plan(tuple(kept), copies, tuple(combinations), watched, whole)
 
 
@@ -248,25 +254,38 @@ def _scores(
         if changes and name not in learnt.infos:
             raise MismatchError(
                 f"{learnt.label} holds no scores of tensor {name!r}, which {changes[0].label} "
-                "changes; score it too, or leave it out of the vector with --exclude"
+                "may change; score it too, or leave it out of the vector with --exclude"
             )
-        for leaf in changes:
-            shape_check(learnt.infos[name], leaf.infos[name])
+        holders = [leaf.infos[name] for leaf in _leaves(combinations) if name in leaf.infos]
+        if name in learnt.infos:  # also of a vector that does not change it: both are cut alike
+            shape_check(learnt.infos[name], holders[0])
     return tuple(_companion(learnt, name) for learnt in scores)
 
 
 def _watched(
     merged: set[str], scores: Sequence[Learnt], leaves: Sequence[Leaf], base: TensorStore | None
 ) -> tuple[Merge, ...]:
-    """Tensors of the base that have scores but that no vector changes."""
-    known = set(base) if base is not None else {n for leaf in leaves for n in leaf.base.digests}
-    names = sorted({name for learnt in scores for name in learnt.infos} & known - merged)
+    """Tensors that no vector changes: those that have scores, or without scores the base's floats.
+
+    What is known of the whole model must depend neither on whether unchanged tensors were stored
+    nor on the output's dtype.
+    """
+    excluded = {name for leaf in leaves for name in leaf.rules.get("excluded", ())}
+    if scores:
+        names = {name for learnt in scores for name in learnt.infos}
+        known = base if base is not None else {n for leaf in leaves for n in leaf.base.digests}
+        names &= set(known)
+    else:
+        floats = base.values() if base is not None else ()
+        names = {info.name for info in floats if info.dtype.mergeable}
     found = []
-    for name in names:
+    for name in sorted(names - merged - excluded):
         companions = tuple(_companion(learnt, name) for learnt in scores)
-        shape = next(c.info.shape for c in companions if c is not None)
-        empty = np.zeros((len(scores), 0))
-        found.append(Merge(name, shape, None, (), (), empty, scores=companions))
+        shapes = {c.info.shape for c in companions if c is not None}
+        shapes |= {base[name].shape} if base is not None else set()
+        if len(shapes) == 1:  # others are heads of their own, which no vector can change
+            empty = np.zeros((max(len(scores), 1), 0))
+            found.append(Merge(name, shapes.pop(), None, (), (), empty, scores=companions))
     return tuple(found)
 
 

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis import stored
+from taskbasis import spaces, stored
 from taskbasis.errors import HeaderError, MismatchError, UsageError, ValueProblem, nearest
 from taskbasis.io.dtypes import F16, F32, F64, DType
 from taskbasis.io.folder import open_tensors
@@ -130,6 +130,7 @@ class Importance(_Learnt):
     Source: Selective Task Arithmetic, arXiv 2411.16139.
     """
 
+    space: ClassVar[spaces.Space] = "score"
     kind: ClassVar[str] = stored.IMPORTANCE
     numbers_key: ClassVar[str] = "importance.scales"
     advice: ClassVar[str] = "make them with: taskbasis importance MODEL --task DATA -o SCORES"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from taskbasis import kernels, stored
 from taskbasis.binding import check_learnt, common_base
 from taskbasis.engine import Engine, Scratch
-from taskbasis.errors import BaseError, MismatchError
+from taskbasis.errors import BaseError, MismatchError, UsageError
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD, OutputTensor, Staged
 from taskbasis.masks import BITS, Mask, Masks, mask_key, packed_size
 from taskbasis.methods import Selecting, Sta
 from taskbasis.passes import Found, Kept, Tally, run_stages
-from taskbasis.passes.reading import Stretch, apply_mask, chunk, read_cut
+from taskbasis.passes.reading import Stretch, apply_mask, chunk, quietly, read_cut
 from taskbasis.plan import Cut, Merge, Plan, make_plan
-from taskbasis.recipe import Binding, shape_check
+from taskbasis.recipe import Binding, Learnt, shape_check
 from taskbasis.saving import Saved, save_with
 from taskbasis.scores import Importance
 from taskbasis.vectors import Checkpoint, TaskVector
@@ -42,6 +42,7 @@ def select(
     method: Selecting | None = None,
     scores: Iterable[Importance] = (),
     *,
+    base: str | Path | Checkpoint | None = None,
     shard_size: int | None = DEFAULT_SHARD,
     replace: bool = False,
     engine: Engine | None = None,
@@ -57,6 +58,8 @@ def select(
         out: a ``.safetensors`` file, or a folder of shards for any other name.
         method: what selects; :class:`~taskbasis.methods.Sta` with its defaults.
         scores: one for each vector, in their order; magnitudes where there are none.
+        base: what the vectors were taken from, for cutoffs of layers or the model by magnitude:
+            its unchanged tensors count, and stored vectors do not know their sizes.
 
     Raises:
         BaseError: the vectors are of several bases. MismatchError: scores of another model, or
@@ -70,20 +73,25 @@ def select(
     >>> fused = Checkpoint(folder / "base") + made.masks["math"] * vectors["math"]
     """
     engine, method = engine or Engine(), method or Sta()
+    if not isinstance(method, Selecting):
+        raise UsageError(f"method {method.name!r} selects no entries; use one that does, like sta")
     combinations = [vector.combination for vector in vectors.values()]
     learnt = [importance.learnt for importance in scores]
-    base = common_base(combinations, engine)
+    bound = common_base(combinations, engine)
     check_learnt(method, combinations, learnt, (), engine)
-    plan = make_plan(combinations, None, base.store, scores=learnt, whole=method.whole)
+    store = _base_store(bound, base, method, learnt, engine)
+    plan = make_plan(
+        combinations, None, bound.store, scores=learnt, whole=method.whole, watch=store
+    )
     found = run_stages(plan, method, range(len(combinations)), engine)
     content = {
-        "base": stored.encode_binding(base),
+        "base": stored.encode_binding(bound),
         "names": list(vectors),
         "shapes": {merge.name: list(merge.shape) for merge in plan.merges},
         "options": {
             "method": method.name,
             **asdict(method),
-            "exclusive": method.disjoint(),
+            "exclusive": method.disjoint() and len(vectors) > 1,
             "scores": [part.label for part in learnt],
         },
     }
@@ -107,12 +115,35 @@ def select(
     return Selected(Masks.open(out), tally.kept_shares())
 
 
+def _base_store(
+    bound: Binding,
+    base: str | Path | Checkpoint | None,
+    method: Selecting,
+    learnt: Sequence[Learnt],
+    engine: Engine,
+) -> TensorStore | None:
+    """The base whose unchanged tensors count; the one given must be that of the vectors."""
+    if base is None:
+        if bound.store is None and not learnt and set(method.stages()) - {"tensor"}:
+            raise UsageError(
+                "cutoffs of layers or the model count the base's unchanged tensors, whose sizes "
+                "stored vectors do not know; give the base, scores, or scope tensor"
+            )
+        return bound.store
+    store = base.store if isinstance(base, Checkpoint) else Checkpoint(base).store
+    ours = stored.bind(Binding(str(store.path), store), engine)
+    if ours.fingerprint != bound.fingerprint:
+        raise BaseError(f"the vectors were taken from {bound.name}, not from {ours.name}")
+    return store
+
+
 def _write_masks(
     plan: Plan, method: Selecting, found: Found, staged: Staged, engine: Engine
 ) -> Tally:
     def work(cut: Cut, scratch: Scratch) -> Any:
         merge = plan.merges[cut.index]
-        seen = chunk(read_cut(merge, cut, scratch))
+        with quietly():
+            seen = chunk(read_cut(merge, cut, scratch))
         kept = method.select(seen, found.of(merge.name))
         for index, row in enumerate(kept):
             bits = np.packbits(row, bitorder="little")
@@ -120,7 +151,7 @@ def _write_masks(
         return Tally.count(seen.deltas, kept)
 
     tally, cuts = Tally(plan.vectors), plan.cuts()
-    engine = engine.within(plan.memory(plan.vectors))
+    engine = engine.within(plan.memory(4 * plan.vectors))
     with closing(engine.map(work, cuts, plan.cut_bytes, "select")) as notes:
         for note in notes:
             tally.collect(note)
@@ -150,9 +181,15 @@ def restore(
         out: where to write the model, in the dtypes of ``merged``.
 
     Raises:
+        UsageError: other masks of the file may keep some of the entries.
         BaseError: the masks were made from vectors of another base.
         MismatchError: the model and its base do not have the same tensors.
     """
+    if not mask.exclusive:
+        raise UsageError(
+            f"{mask.label} may share entries with other masks of its file, so putting them back "
+            "would take from other tasks; subtract the masked vector instead"
+        )
     engine = engine or Engine()
     model = merged if isinstance(merged, Checkpoint) else Checkpoint(merged)
     origin = base if isinstance(base, Checkpoint) else Checkpoint(base)
@@ -220,8 +257,14 @@ class _Restored:
         one = np.ones((1, 1), compute)
         kernels.form(None, stretch.words, False, one, False, again, rows, np.zeros((1, 2)))
         out[0] = np.where(kept != 0, again[0], stretch.base)
-        moved = np.where(kept != 0, values[1] - values[0], 0)
-        stats[0, 0] += np.square(moved, dtype=np.float64).sum()
+        again_values = scratch.array("again values", (size,), compute)
+        kernels.decode(again[0], again_values)
+        for column, (one_side, other) in enumerate(
+            ((values[1], values[0]), (again_values, values[1]))
+        ):
+            changed = (kept != 0) & (one_side != other)
+            moved = np.where(changed, one_side, 0).astype(np.float64) - np.where(changed, other, 0)
+            stats[0, column] += np.square(moved).sum()
 
     def collect(self, note: Any) -> None:
         pass

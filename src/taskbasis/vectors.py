@@ -247,7 +247,9 @@ class EditedModel(Weights):
 
     def __add__(self, other: TaskVector) -> EditedModel:
         spaces.combine("weights", "+", space_of(other), str(self), name_of(other))
-        return EditedModel(self.base, (self.delta + other if self.vectors else other,))
+        return EditedModel(
+            self.base, (self.delta + other if self.vectors else other,), onto=self.onto
+        )
 
     __radd__ = __add__
 
@@ -256,14 +258,11 @@ class EditedModel(Weights):
         if isinstance(other, TaskVector):
             return self + (-other)
         theirs = EditedModel(other) if isinstance(other, Checkpoint) else other
-        between = (
-            []
-            if self.base.store.files == theirs.base.store.files
-            else [TaskVector(theirs.base, self.base)]
-        )
+        ours, origin = self.onto or self.base, theirs.onto or theirs.base
+        between = [] if ours.store.files == origin.store.files else [TaskVector(origin, ours)]
         parts = [*between, *([self.delta] if self.vectors else [])]
         parts += [-theirs.delta] if theirs.vectors else []
-        return sum(parts[1:], parts[0]) if parts else TaskVector(theirs.base, self.base)
+        return sum(parts[1:], parts[0]) if parts else TaskVector(origin, ours)
 
     @property
     def delta(self) -> TaskVector:

@@ -12,7 +12,14 @@ import pytest
 from safetensors import safe_open
 
 from taskbasis.engine import Engine
-from taskbasis.errors import BaseError, FileError, HeaderError, MismatchError, UsageError
+from taskbasis.errors import (
+    BaseError,
+    FileError,
+    HeaderError,
+    MismatchError,
+    UsageError,
+    ValueProblem,
+)
 from taskbasis.library import Design, fit
 from taskbasis.masks import Mask, Masks, packed_size
 from taskbasis.methods import Sta, Ties
@@ -282,3 +289,78 @@ def test_masks_do_not_add(vectors: Any, tmp_path: Path) -> None:
         mask + mask
     with pytest.raises(Exception, match=r"delta .* \+ mask"):
         vectors["math"] + mask
+
+
+def test_restoring_needs_masks_that_exclude_each_other(
+    vectors: Any, world: Any, tmp_path: Path
+) -> None:
+    shared = select(vectors, tmp_path / "shared.safetensors", Sta(0.5, exclusive=False)).masks
+    alone = select({"math": vectors["math"]}, tmp_path / "alone.safetensors").masks
+    for masks in (shared, alone):
+        assert not masks.exclusive
+        with pytest.raises(UsageError, match="would take from other tasks"):
+            restore(world["math"], world["base"], masks["math"], tmp_path / "x")
+
+
+def test_restoring_refuses_what_overflows(write_folder: Any, tmp_path: Path) -> None:
+    base = write_folder("b", {"w": np.array([1e6, 1.0, 2.0], np.float32)})
+    tuned = [
+        write_folder(
+            f"t{t}", {"w": np.array([1e6, 1, 2], np.float32) - 1e6 * np.eye(3, dtype="f4")[t]}
+        )
+        for t in (0, 1)
+    ]
+    parts = {f"t{t}": TaskVector(base, path) for t, path in enumerate(tuned)}
+    masks = select(parts, tmp_path / "m.safetensors", Sta(0.4)).masks
+    merge(base, [masks["t0"] * parts["t0"]]).save(tmp_path / "fused", "float16")
+    with pytest.raises(ValueProblem, match="too large for float16"):
+        restore(tmp_path / "fused", base, masks["t0"], tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_layers_and_the_model_need_the_base_of_stored_vectors(
+    vectors: Any, world: Any, tmp_path: Path
+) -> None:
+    for name in NAMES:
+        vectors[name].save(tmp_path / f"{name}.safetensors")
+    stored = {n: TaskVector.open(tmp_path / f"{n}.safetensors") for n in NAMES}
+    of = Sta(0.3, "model")
+    with pytest.raises(UsageError, match="give the base"):
+        select(stored, tmp_path / "x.safetensors", of)
+    with pytest.raises(BaseError, match="not from"):
+        select(stored, tmp_path / "x.safetensors", of, base=world["math"])
+    one = select(stored, tmp_path / "one.safetensors", of, base=world["base"]).masks
+    two = select(vectors, tmp_path / "two.safetensors", of).masks
+    for name in NAMES:
+        for tensor in one.shapes:
+            np.testing.assert_array_equal(one[name].entries(tensor), two[name].entries(tensor))
+
+
+def test_equal_infinities_stay_where_a_mask_is_applied(write_folder: Any, tmp_path: Path) -> None:
+    start = {"bias": np.array([-np.inf, 0, 1, 2], np.float32)}
+    base = write_folder("b", start)
+    tuned = write_folder("t", {"bias": start["bias"] + np.array([0, 1, 2, 3], np.float32)})
+    vector = TaskVector(base, tuned)
+    masks = select({"t": vector, "u": 0.5 * vector}, tmp_path / "m.safetensors", Sta(0.5)).masks
+    found = (Checkpoint(base) + masks["t"] * vector).tensors()["bias"]
+    assert found.tolist() == [-np.inf, 0, 3, 5]
+    (Checkpoint(base) + masks["t"] * vector).save(tmp_path / "fused")
+    restore(tmp_path / "fused", base, masks["t"], tmp_path / "out")
+    assert Checkpoint(tmp_path / "out").store["bias"].load().tolist() == start["bias"].tolist()
+
+
+def test_scores_of_another_model_are_refused_behind_a_mask(
+    vectors: Any, scores: Any, world: Any, tmp_path: Path
+) -> None:
+    masks = select(vectors, tmp_path / "m.safetensors").masks
+    parts = [masks[name] * vectors[name] for name in NAMES]
+    with pytest.raises(MismatchError, match="were learnt of the model"):
+        merge(world["base"], parts, Sta(), scores=scores[::-1]).save(tmp_path / "x")
+
+
+def test_what_is_added_onto_a_merged_model_stays_there(vectors: Any, world: Any) -> None:
+    onto = merge(world["base"], [vectors["law"]]).base
+    edited = merge(world["base"], [vectors["math"]], onto=world["law"]) + vectors["code"]
+    assert onto.path == world["base"]
+    assert edited.onto is not None
+    assert edited.onto.path == world["law"]

@@ -17,7 +17,7 @@ from taskbasis import stored
 from taskbasis.engine import Engine
 from taskbasis.granularity import Granularity, group_name
 from taskbasis.kernels import BLOCK
-from taskbasis.methods import Chunk, Method, Sta
+from taskbasis.methods import Chunk, Fisher, Method, Sta
 from taskbasis.methods.base import Need
 from taskbasis.passes import run_stages
 from taskbasis.plan import Plan, make_plan
@@ -203,8 +203,7 @@ def test_tensors_that_do_not_change_are_watched(world: World) -> None:
     wanted = run_stages(world.plan(), Watching(), range(2), Engine(2))
     for name in SHAPES:
         assert found.of(name) == wanted.of(name)
-    beyond = plan.cuts(watched=True)[len(plan.cuts()) :]
-    assert {plan.merge(cut).name for cut in beyond} == {"empty", FROZEN}
+    assert [merge.name for merge in plan.observed] == sorted(SHAPES)
 
 
 def test_a_tensor_that_only_one_task_scored_is_zero_for_the_other(
@@ -319,3 +318,36 @@ def test_memory_counts_the_scores(world: World) -> None:
     assert plan.memory(4) > without.memory(4)
     cut = max(plan.cuts(), key=plan.cut_bytes)
     assert plan.cut_bytes(cut) > without.cut_bytes(cut)
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scored", [False, True])
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_what_is_kept_depends_neither_on_storage_nor_on_the_dtype(
+    scope: Any, scored: bool, dtype: str | None, world: World, tmp_path: Path
+) -> None:
+    """Stored vectors lack unchanged tensors, and another dtype converts them."""
+    scores = world.importances if scored else ()
+    of = Sta(0.3, scope, exclusive=False)
+    kept = []
+    for name, vectors in (("checkpoints", world.vectors), ("stored", world.stored())):
+        saved = merge(world.base, vectors, of, scores=scores).save(tmp_path / name, dtype)
+        assert saved.kept is not None
+        kept.append(saved.kept)
+        found = Checkpoint(tmp_path / name).store
+        if name == "stored":
+            other = Checkpoint(tmp_path / "checkpoints").store
+            for tensor in SHAPES:
+                assert found[tensor].load().tobytes() == other[tensor].load().tobytes()
+    np.testing.assert_array_equal(kept[0].norm, kept[1].norm)
+
+
+def test_methods_that_need_scores_convert_what_no_vector_changes(
+    world: World, tmp_path: Path
+) -> None:
+    model = merge(world.base, world.stored(), Fisher(), scores=world.importances)
+    model.save(tmp_path / "half", "float16")
+    model.save(tmp_path / "same")
+    half, same = (Checkpoint(tmp_path / name).store for name in ("half", "same"))
+    for tensor in SHAPES:
+        np.testing.assert_array_equal(half[tensor].load(), same[tensor].load().astype(np.float16))

@@ -68,6 +68,7 @@ class Removal:
         """The files it reads, which nothing may be written into."""
         found = [self.model.path, *([self.base.path] if self.base else [])]
         found += [file for leaf in self.vector.combination.leaves for file in leaf.files]
+        found += [file for importance in self.scores for file in importance.learnt.files]
         return [*found, *(self.mask.files if self.mask else ())]
 
     @contextmanager
@@ -150,6 +151,8 @@ def forget(
     masks, mask = open_mask(mask_spec) if mask_spec is not None else (None, None)
     output = Output(out or "", dtype, out_shard_size, replace, engine, quiet, verbose)
     if masks is not None and mask is not None and masks.exclusive and base and search is None:
+        if vector is not None:
+            raise UsageError(f"{mask} is put back as it was in {base}; leave out {vector}")
         put_back(model, base, masks, mask, output, scale, exclude)
         return
     removal = _removal(model, vector, base, scores, masks, mask, settings, exclude)

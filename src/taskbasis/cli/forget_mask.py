@@ -66,7 +66,7 @@ def put_back(
         share, _ = census(masks, mask.name)
         click.echo(
             f"{share:.2%} of the entries, those of {mask.name!r} alone, are again as in {base}: "
-            "an exact removal from what was merged with these masks"
+            f"an exact removal, if {model} was merged with these masks"
         )
 
 

@@ -187,9 +187,11 @@ tasks_option = click.option(
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; values are read as YAML, so numbers and true/false are what they look."""
-    import yaml
+    """NAME=VALUE pairs; numbers and true/false are what they look.
 
+    Raises:
+        UsageError: a text is no such pair, or a name is given twice.
+    """
     from taskbasis.errors import UsageError
 
     found: dict[str, Any] = {}
@@ -197,11 +199,28 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--set {text!r}: write NAME=VALUE")
-        try:
-            found[name.replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise UsageError(f"--set {text!r}: the value {value!r} cannot be read") from None
+        key = name.replace("-", "_")
+        if key in found:
+            raise UsageError(f"--set gives {name!r} twice")
+        found[key] = _plain(text, value)
     return found
+
+
+def _plain(text: str, value: str) -> Any:
+    """A number where the value is one (YAML takes 1e-3 for a word), else as YAML reads it."""
+    import yaml
+
+    from taskbasis.errors import UsageError
+
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UsageError(f"--set {text!r}: the value {value!r} cannot be read") from None
 
 
 def match_by_name(texts: Sequence[str], names: Sequence[str], what: str) -> list[str]:
@@ -245,10 +264,21 @@ def apply_masks(path: str | None, vectors: dict[str, TaskVector]) -> dict[str, T
 
 
 def load_all_tasks(specs: Sequence[str]) -> list[Task]:
-    """The tasks that all specs name, in order."""
+    """The tasks that all specs name, in order.
+
+    Raises:
+        UsageError: two have the same name.
+    """
+    from taskbasis.errors import UsageError
     from taskbasis.evaluate import load_tasks
 
-    return [task for spec in specs for task in load_tasks(spec)]
+    found: dict[str, Task] = {}
+    for spec in specs:
+        for task in load_tasks(spec):
+            if task.name in found:
+                raise UsageError(f"--tasks {spec}: there is a task {task.name!r} already")
+            found[task.name] = task
+    return list(found.values())
 
 
 def print_kept(names: Sequence[str], kept: Kept) -> None:
@@ -260,6 +290,9 @@ def print_kept(names: Sequence[str], kept: Kept) -> None:
         shared = f"{kept.overlap[t, most]:.1%} with {names[most]}" if most is not None else "-"
         rows.append([name, f"{kept.density[t]:.2%}", f"{kept.norm[t]:.1%}", shared])
     print_table("kept", ["vector", "entries", "of the norm", "largest overlap"], rows)
+    nothing = [name for name, density in zip(names, kept.density, strict=True) if not density]
+    if nothing:
+        warn(f"nothing is kept of {', '.join(nothing)}; is the threshold too high?")
 
 
 def warn(text: str) -> None:

@@ -33,8 +33,8 @@ def select(
 ) -> None:
     """Choose the entries of VECTORS that matter and store them as masks, one bit an entry.
 
-    Settings are those of the method sta: density, scope, normalize, threshold, exclusive. Masks
-    are used by merge --masks and forget --mask.
+    Settings are those of the method sta: density, scope, normalize, threshold, exclusive, effect.
+    Masks are used by merge --masks and forget --mask.
     """
     from taskbasis.library.resolve import open_vectors
     from taskbasis.methods import Sta, method
@@ -52,6 +52,7 @@ def select(
         output.path,
         chosen,
         [Importance.open(path) for path in paths],
+        base=base,
         shard_size=output.shard_size,
         replace=output.replace,
         engine=output.engine,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from taskbasis import stored
@@ -86,15 +87,30 @@ def open_vectors(
     """Vectors by task name, in the order given.
 
     Raises:
-        UsageError: two have the same name.
+        UsageError: two have the same name, or a pattern matches no tensor of any.
     """
     found: dict[str, TaskVector] = {}
+    tensors = {path: _tensor_names(path, base) for _, path in map(task_name, specs)}
+    excluded(exclude, set().union(*tensors.values()))
     for spec in specs:
         name, path = task_name(spec)
         if name in found:
             raise UsageError(f"two vectors are called {name!r}; name them as NAME=PATH")
-        found[name] = open_vector(path, base, exclude)
+        own = [p for p in exclude if any(fnmatchcase(tensor, p) for tensor in tensors[path])]
+        found[name] = open_vector(path, base, own)
     return found
+
+
+def _tensor_names(spec: str, base: Checkpoint | None) -> set[str]:
+    """What a pattern may match: the tensors of the vector or checkpoint, and of its base."""
+    library, colon, _ = spec.rpartition(":")
+    path = library if colon and not Path(spec).exists() and Path(library).exists() else spec
+    found = open_any(path)
+    if isinstance(found, Basis):
+        return {*found.contents.shapes, *found.contents.base.digests}
+    if isinstance(found, TaskVector):
+        return {name for leaf in found.combination.leaves for name in leaf.base_names}
+    return {*open_tensors(path), *(base.store if base is not None else ())}
 
 
 Anything = Checkpoint | TaskVector | Basis | Importance | Moments | Masks

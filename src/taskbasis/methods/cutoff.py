@@ -104,11 +104,11 @@ class Normalizer:
         self._kind = kind
         number = max(int(counts.sum()), 1)
         if kind == "rank":
-            filled = np.flatnonzero(counts)
-            first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, 0)
+            filled = np.flatnonzero(counts[1:]) + 1  # the bin of zeros lies far below the others
+            first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (1, 1)
             self._first = first
-            below = np.concatenate([[0], np.cumsum(counts[first : last + 1])])
-            self._below = below / number
+            below = counts[:first].sum() + np.cumsum(np.append(0, counts[first : last + 1]))
+            self._below, self._lowest = below / number, int(counts[0]) / number
             return
         values, numbers = counted(counts)
         size = float(values @ numbers) / number if kind == "mean" else values.max(initial=0)
@@ -122,10 +122,11 @@ class Normalizer:
             scaled = np.multiply(scores, self._factor, dtype=compute)
             return np.asarray(scaled, np.float32)
         words = _rounded(scores)
-        place = (words >> np.uint32(16)).astype(np.int64) - self._first
+        bins = (words >> np.uint32(16)).astype(np.int64)
         inside = (words & np.uint32(0xFFFF)) / 65536.0
+        place = np.maximum(bins - self._first, 0)
         low, high = self._below[place], self._below[place + 1]
-        ranks = low + (high - low) * inside
+        ranks = np.where(bins > 0, low + (high - low) * inside, self._lowest * inside)
         return np.where(scores > 0, ranks, 0).astype(np.float32)
 
 

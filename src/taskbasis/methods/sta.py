@@ -39,7 +39,8 @@ class Sta(Selecting):
     2. its score, made comparable by ``normalize``, is at least ``threshold``;
     3. with ``exclusive`` (the default below density 1), no other vector that keeps the entry
        scores it higher; of equal scores the first vector's counts. Supports are then disjoint,
-       sums do not overshoot, and any vector can be taken out again exactly.
+       sums do not overshoot, and any vector can be taken out again exactly. A vector also holds
+       entries that it did not move: what its task depends on is left alone by the others.
 
     Scores are importances learnt from data (:func:`taskbasis.learn.importance`); without any, the
     magnitudes of the vectors' own entries. Cutoffs are exact and found out of core. Scores of
@@ -113,7 +114,7 @@ class Sta(Selecting):
     def observe(self, stage: int, chunk: Chunk, state: State) -> NDArray[Any]:
         if self._compared and stage == 0:
             return count_rounded(_raw(chunk))
-        scores = self._scores(chunk, state)
+        scores = self._of_effect(self._comparable(chunk, state), chunk)
         if stage == len(self.stages()) - 2:
             return count_upper(scores)
         return count_lower(scores, state[-1])
@@ -126,23 +127,27 @@ class Sta(Selecting):
         return np.maximum(find_cutoffs(total, state[-1]), _SMALLEST)
 
     def select(self, chunk: Chunk, state: State) -> NDArray[np.bool_]:
-        scores = self._scores(chunk, state)
+        comparable = self._comparable(chunk, state)
+        scores = self._of_effect(comparable, chunk)
         kept = np.ones(scores.shape, np.bool_)
         if self.density < 1:
             kept &= scores >= state[-1][:, None]
         if self.threshold:
-            kept &= scores >= np.float32(self.threshold)
+            kept &= comparable >= np.float32(self.threshold)
         if self.disjoint():
             best = np.argmax(np.where(kept, scores, -1), axis=0)
             kept &= np.arange(len(scores))[:, None] == best
         return kept
 
-    def _scores(self, chunk: Chunk, state: State) -> NDArray[np.float32]:
-        """[T, n] what is compared: scores, normalised where those of tensors or tasks meet."""
+    def _comparable(self, chunk: Chunk, state: State) -> NDArray[np.float32]:
+        """[T, n] scores, normalised where those of different tensors or tasks meet."""
         rows = _raw(chunk)
-        if self._compared:
-            rows = np.stack([normal(row) for normal, row in zip(state[0], rows, strict=True)])
-        return np.asarray(rows * np.abs(chunk.deltas), np.float32) if self.effect else rows
+        if not self._compared:
+            return rows
+        return np.stack([normal(row) for normal, row in zip(state[0], rows, strict=True)])
+
+    def _of_effect(self, scores: NDArray[np.float32], chunk: Chunk) -> NDArray[np.float32]:
+        return np.asarray(scores * np.abs(chunk.deltas), np.float32) if self.effect else scores
 
 
 def _raw(chunk: Chunk) -> NDArray[np.float32]:

@@ -81,6 +81,12 @@ class Merged:
         self, stretch: Stretch, add_base: bool, out: NDArray[Any], stats: NDArray[np.float64]
     ) -> Any:
         compute = stretch.rows.dtype
+        if not stretch.merge.rows:  # no vector changes it: it is only stored in another dtype
+            nothing = np.zeros((len(self.parts), 0), compute)
+            kernels.form(
+                stretch.base, stretch.words, False, nothing, add_base, out, stretch.rows, stats
+            )
+            return None
         whole = chunk(stretch)
         factor = np.full((1, 1), self.scale, compute)
         rows = stretch.scratch.array("result rows", kernels.scratch_rows(1), compute)

@@ -75,9 +75,10 @@ def _read_mixed(
     for (info, difference), row in zip(_inputs(merge), out, strict=True):
         stored = scratch.array("stored", (size,), info.dtype.bits)
         info.read(cut.start, cut.stop, stored)
-        kernels.decode(stored, row)
         if difference:
-            np.subtract(row, origin, out=row)
+            kernels.decode_difference(stored, origin, row)
+        else:
+            kernels.decode(stored, row)
     for masks, row in zip(merge.masks, out, strict=bool(merge.masks)):
         for mask in masks:
             apply_mask(mask, cut, row, scratch)
@@ -90,17 +91,17 @@ def apply_mask(mask: TensorInfo, cut: Cut, row: NDArray[Any], scratch: Scratch) 
     counting.keep(bits, row)
 
 
-def chunk(stretch: Stretch, with_deltas: bool = True) -> Chunk:
+def chunk(stretch: Stretch, with_deltas: bool = True, vectors: int = 0) -> Chunk:
     """What methods see of a stretch.
 
     Args:
-        with_deltas: whether the deltas are read; zeros stand for them otherwise.
+        with_deltas: whether the deltas are read; zeros of ``vectors`` stand for them otherwise.
 
     Raises:
         ValueProblem: a value is not finite.
     """
     merge, cut = stretch.merge, stretch.cut
-    shape = (len(merge.mixing), cut.stop - cut.start)
+    shape = (vectors or len(merge.mixing), cut.stop - cut.start)
     deltas = widened(stretch) if with_deltas else np.broadcast_to(np.float32(0), shape)
     return Chunk(
         deltas,

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from taskbasis.engine import Engine, Scratch
+from taskbasis.engine import IN_FLIGHT, Engine, Scratch
 from taskbasis.granularity import Granularity, group_name
 from taskbasis.methods import Chunk, Method
 from taskbasis.passes.reading import Stretch, chunk, quietly, read_cut
 from taskbasis.plan import Cut, Plan
 
 _NOTHING = np.zeros((0, 0), np.float32)
+_COUNTS = 8 << 16
+"""Bytes of the largest sum that a stage makes of one vector: counts by 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -40,48 +42,43 @@ class Found:
 def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engine) -> Found:
     """What a method asks for before it is applied, from one pass per stage.
 
-    Float tensors of the base that no vector touches are observed as zeros by a stage that covers
-    the model: what a method knows of it depends neither on whether unchanged tensors were stored
-    nor on the output's dtype. Where there are scores, the tensors that have some are observed
-    instead, changed or not.
+    Tensors that no vector changes are observed, too, as zeros or by their scores: what a method
+    knows of a layer or the model depends neither on whether unchanged tensors were stored nor on
+    the output's dtype.
     """
-    engine = engine.within(plan.memory(2 * plan.vectors))
-    scored = bool(plan.watched) or any(merge.scores for merge in plan.merges)
-    blind = scored and not method.stages_see_deltas()
-    cuts = plan.cuts(watched=True)
-    untouched = 0 if scored else sum(info.size for info in plan.copies if info.dtype.mergeable)
+    engine = engine.within(_memory(plan, len(members)))
+    merges = plan.observed
+    blind = any(merge.scores for merge in merges) and not method.stages_see_deltas()
+    cuts = plan.cuts(merges)
     found = Found()
     for stage, scope in enumerate(method.stages()):
 
         def work(cut: Cut, scratch: Scratch, stage: int = stage, known: Found = found) -> Any:
-            merge = plan.merge(cut)
-            if blind or not (merge.rows or merge.base):
+            merge = merges[cut.index]
+            if blind or not merge.rows:
                 stretch = Stretch(merge, cut, scratch, None, _NOTHING, False, _NOTHING)
-                seen = chunk(stretch, with_deltas=False)
+                seen = chunk(stretch, with_deltas=False, vectors=plan.vectors)
             else:
                 with quietly():
                     seen = chunk(read_cut(merge, cut, scratch))
             return method.observe(stage, of_members(seen, members), known.of(merge.name))
 
-        groups = [group_name(plan.merge(cut).name, scope) for cut in cuts]
+        groups = [group_name(merges[cut.index].name, scope) for cut in cuts]
         left, totals, done = Counter(groups), dict[str, Any](), dict[str, Any]()
-        observed = engine.map(work, cuts, plan.cut_bytes, method.name)
+        observed = engine.map(work, cuts, lambda cut: merges[cut.index].cut_bytes(cut), method.name)
         for group, partial in zip(groups, observed, strict=True):
             totals[group] = totals[group] + partial if group in totals else partial
             left[group] -= 1
-            if not left[group] and scope != "model":  # so that few sums are held at once
+            if not left[group]:  # so that few sums are held at once
                 known = found.alike(scope, group)
                 done[group] = method.finish(stage, totals.pop(group), known)
-        if scope == "model":
-            state = found.alike(scope, "model")
-            total = totals.get("model", 0)
-            zeros = np.zeros((len(members), min(untouched, plan.cut_size)), np.float32)
-            for start in range(0, untouched, plan.cut_size):
-                stretch = Chunk(zeros[:, : min(plan.cut_size, untouched - start)])
-                total = total + method.observe(stage, stretch, state)
-            done = {"model": method.finish(stage, total, state)} if cuts or untouched else {}
         found = Found((*found.stages, (scope, done)))
     return found
+
+
+def _memory(plan: Plan, members: int) -> int:
+    """Bytes of one worker: its buffers, and the sums of a few cuts that wait to be folded."""
+    return plan.memory(4 * plan.vectors) + IN_FLIGHT * members * _COUNTS
 
 
 def of_members(whole: Chunk, members: Sequence[int]) -> Chunk:

@@ -13,7 +13,7 @@ from taskbasis.engine import Engine, Scratch
 from taskbasis.errors import ValueProblem
 from taskbasis.io.tensors import TensorInfo
 from taskbasis.io.writer import Sink
-from taskbasis.passes.forming import Former
+from taskbasis.passes.forming import Former, Linear
 from taskbasis.passes.reading import not_finite, quietly, read_cut
 from taskbasis.plan import Cut, Merge, Plan
 
@@ -46,7 +46,8 @@ def write(
         names = outputs(merge.name)
         stats, note = np.zeros((len(names), 2)), None
         if names:
-            stretch = read_cut(merge, cut, scratch)
+            with quietly():
+                stretch = read_cut(merge, cut, scratch)
             bits = sink.dtype(names[0]).bits
             out = scratch.array("out", (len(names), cut.stop - cut.start), bits)
             with quietly():
@@ -57,7 +58,9 @@ def write(
 
     if add_base:
         _copy(plan.copies, sink, engine)
-    engine = engine.within(plan.memory(max((len(outputs(m.name)) for m in plan.merges), default=0)))
+    most = max((len(outputs(merge.name)) for merge in plan.merges), default=0)
+    more = 0 if isinstance(former, Linear) else 4 * plan.vectors  # what methods make on the way
+    engine = engine.within(plan.memory(most + more))
     cuts, totals = plan.cuts(), dict[str, NDArray[np.float64]]()
     # Closed at once on an error, so that no worker writes to a sink that is gone.
     with closing(engine.map(work, cuts, plan.cut_bytes, "write")) as results:

@@ -66,15 +66,16 @@ def dense_masks(scores: Matrix, of: Sta, deltas: Matrix | None = None) -> Matrix
     """[T, d], each mask by the rules of the docstring."""
     compare = of.exclusive or of.threshold > 0 or (of.density < 1 and of.scope != "tensor")
     values = np.stack([comparable(row, of.normalize) if compare else row for row in scores])
+    plain = values
     if of.effect:
         values = values * np.abs(powers(scores) if deltas is None else deltas)
     masks = np.ones(scores.shape, bool)
-    for mask, row in zip(masks, values, strict=True):
+    for mask, row, score in zip(masks, values, plain, strict=True):
         k = max(1, int(of.density * len(row)))
         if of.density < 1:
             mask &= (row >= sorted(row)[-k]) & (row > 0)
         if of.threshold:
-            mask &= row >= np.float32(of.threshold)
+            mask &= score >= np.float32(of.threshold)
     if of.exclusive:
         for j in range(scores.shape[1]):
             keepers = [t for t in range(len(scores)) if masks[t, j]]
