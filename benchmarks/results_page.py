@@ -48,7 +48,8 @@ def cell(values: Sequence[float]) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("0.", ".", 1)
+    text = f"{value:+.3f}"
+    return text[0] + text[1:].removeprefix("0")
 
 
 def outcomes(report: Report, kind: str) -> dict[str, dict[Key, float]]:
@@ -117,6 +118,13 @@ def contrasts() -> list[Contrast]:
                 ((_sta(factor, everything), _sta("weight", everything)),),
             )
             for factor in learnt[1:]
+        ),
+        *(
+            Contrast(
+                f"{factor} instead of weight, density 0.3 exclusive",
+                ((_sta(factor, "0.3 exclusive"), _sta("weight", "0.3 exclusive")),),
+            )
+            for factor in FACTORS[1:]
         ),
         Contrast(
             "path instead of tuned (grad, fisher), exclusive",

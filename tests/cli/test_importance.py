@@ -85,19 +85,20 @@ def test_quiet_says_nothing(desk: Path, call: Call) -> None:
 
 
 def test_the_options_are_those_of_the_library(desk: Path, call: Call) -> None:
+    from taskbasis.engine import Engine
     from taskbasis.learn import importance
     from taskbasis.learn.huggingface import hf_problem
 
     answer = call(
         f"{RUN} --base base --factor delta --aggregation mean_square --at path --points 3 "
-        "--samples 4 --random-seed 2 --gradients single --dtype float32 --exclude *embeddings*"
+        "--samples 4 --random-seed 2 --gradients single --dtype float32 --exclude *embeddings* -j 1"
     )
     assert answer.code == 0, answer.err
     assert "5 excluded" in answer.out
     found = importance(
         hf_problem("tuned", "data.tsv"), "other.safetensors", model="tuned", base="base",
         factor="delta", aggregation="mean_square", at="path", points=3, samples=4, seed=2,
-        gradients="single", dtype="float32", exclude=["*embeddings*"],
+        gradients="single", dtype="float32", exclude=["*embeddings*"], engine=Engine(1),
     )  # fmt: skip
     assert Path("s.safetensors").read_bytes() == Path("other.safetensors").read_bytes()
     assert found.origin.options["samples"] == 4

@@ -72,10 +72,9 @@ def _added(
 ) -> list[Row]:
     scores, own = found["test"], context.yard.individual["test"]
     extras = {**told, **{k: found[k] for k in ("scale", "density") if k in found}}
+    ratio = normalised(scores, own)  # refuses a fine-tune that scores nothing
     worst = min(scores[name] / own[name] for name in scores)
-    numbers = {
-        ADDED: mean(list(scores.values())), RATIO: normalised(scores, own), WORST: worst,
-    }  # fmt: skip
+    numbers = {ADDED: mean(list(scores.values())), RATIO: ratio, WORST: worst}
     rows = [context.row(method, size, k, v, len(scores), extras) for k, v in numbers.items()]
     single = {f"{ADDING}{name}": value for name, value in scores.items()}
     return rows + [context.row(method, size, k, v, 1, extras) for k, v in single.items()]

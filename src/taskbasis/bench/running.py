@@ -16,7 +16,7 @@ from taskbasis.bench.measuring import Yard, add, forget, measure_yard
 from taskbasis.bench.plots import addition_plot, forgetting_plot
 from taskbasis.bench.rows import ADDING, LEFT, Context, contender_rows, page, reference_rows
 from taskbasis.bench.spec import Bench
-from taskbasis.bench.store import remembered, slug
+from taskbasis.bench.store import contents, remembered, slug, stamps
 from taskbasis.bench.worlds import check, open_suite
 from taskbasis.engine import available_workers
 from taskbasis.errors import UsageError, require
@@ -79,6 +79,8 @@ def _measured(bench: Bench, wanted: list[Contender], seed: int, tell: Tell) -> l
     lab = Lab(world, bench.place(seed), bench.samples, tell)
     facts = {
         "models": lab.fingerprints,
+        "heads": contents(world.base.parent.glob("heads*")),
+        "data": stamps(bench.data),
         "tasks": list(lab.names),
         "seed": seed,
         "limits": dict(bench.limits),

@@ -53,3 +53,25 @@ def remembered(
         text = json.dumps({"key": key, "found": found}, indent=1, ensure_ascii=False)
         draft.write_text(text + "\n", encoding="utf-8")
     return found
+
+
+def contents(paths: Iterable[Path]) -> dict[str, str]:
+    """A digest of every file at or below the paths: small ones, which are read."""
+    files = [f for path in paths for f in ([path] if path.is_file() else path.rglob("*"))]
+    return {
+        file.name: xxhash.xxh3_128_hexdigest(file.read_bytes())
+        for file in sorted(files)
+        if file.is_file()
+    }
+
+
+def stamps(folder: Path | None) -> list[list[str | int]]:
+    """Name, size and time of change of every file below a folder; they are not read."""
+    if folder is None:
+        return []
+    found = []
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            seen = file.stat()
+            found.append([str(file.relative_to(folder)), seen.st_size, seen.st_mtime_ns])
+    return found

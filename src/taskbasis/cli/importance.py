@@ -90,7 +90,7 @@ def open_problem(task: str, model: str, reading: Reading, device: str | None) ->
     "--task", help="Data (csv, tsv, jsonl, npz, a datasets folder), or SUITE:FOLDER:TASK."
 )
 @click.option("--base", help="The model it was tuned from.")
-@click.option("--factor", default="weight", show_default=True,
+@click.option("--factor", show_default="delta with --base, else weight",
               help="weight, delta, grad, fisher, fisher_delta, magnitude (no data).")  # fmt: skip
 @click.option("--aggregation", default="mean_abs", show_default=True,
               help="mean_abs, abs_mean or mean_square, over samples.")  # fmt: skip
@@ -124,15 +124,18 @@ def importance(
 ) -> None:
     """Score every parameter of MODEL for a task, once, into a file.
 
-    A score is the mean over samples of |weight x gradient of the sample's loss|, the first-order
-    estimate of what the parameter is worth to the task (Selective Task Arithmetic). The head of a
+    A score is the mean over samples of |delta x gradient of the sample's loss|, the first-order
+    estimate of what the parameter's change from BASE is worth to the task; without --base, of
+    |weight x gradient|, what the parameter is worth (Selective Task Arithmetic). The head of a
     classifier is not scored. The file is bound to MODEL; masks, merging and forgetting use it.
     """
     from taskbasis.errors import UsageError
     from taskbasis.learn import importance as measure
     from taskbasis.learn.how import How
     from taskbasis.learn.huggingface import Reading
+    from taskbasis.learn.scoring import with_factor
 
+    how = with_factor({k: v for k, v in how.items() if v is not None}, base is not None)
     chosen = How(**how)
     if chosen.factor == "magnitude":
         if task is not None or reading != Reading():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Protocol, overload
 
 from taskbasis.errors import UsageError, ValueProblem, nearest
@@ -76,7 +77,17 @@ class Labels:
                 f"the model has {config.num_labels} labels and the problem type "
                 f"{config.problem_type!r}; taskbasis scores classifiers with one label per sample"
             )
-        known = {str(name): int(number) for name, number in (config.label2id or {}).items()}
+        try:
+            known = {str(name): int(number) for name, number in (config.label2id or {}).items()}
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"the model's label2id is no table of numbers: {config.label2id}"
+            ) from None
+        wrong = sorted(n for n, number in known.items() if not 0 <= number < config.num_labels)
+        if wrong:
+            raise UsageError(
+                f"the model has {config.num_labels} labels, but {wrong[0]!r} has a number beyond"
+            )
         return cls(column, known, config.num_labels)
 
     def number(self, row: Mapping[str, Any], where: str) -> int:
@@ -87,6 +98,10 @@ class Labels:
         """
         value = row.get(self.column)
         text = str(value).strip()
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            number = int(value)
+            if 0 <= number < self.count:  # even where names look like numbers
+                return number
         if text in self.numbers:
             return self.numbers[text]
         if text.isdecimal() and int(text) < self.count:

@@ -17,6 +17,7 @@ import gzip
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -113,12 +114,12 @@ def read_data(path: str | Path, columns: Sequence[str] = ()) -> dict[str, Rows]:
     try:
         text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         lines = text.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise FileError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     if kind == ".jsonl":
         rows = Rows(list(_objects(path, lines)), str(path), 1, path.parent)
     elif kind == ".txt":
-        texts = [{"text": line} for line in lines.splitlines() if line.strip()]
+        texts = [{"text": t.rstrip("\r\n")} for t in io.StringIO(lines) if t.strip()]
         rows = Rows(texts, str(path), 1, path.parent)
     else:
         rows = _table(path, lines, "\t" if kind == ".tsv" else ",", columns)
@@ -188,7 +189,7 @@ def _some(rows: Rows) -> Rows:
 
 
 def _objects(path: Path, text: str) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text), start=1):
         if line.strip():
             try:
                 found = json.loads(line)
@@ -231,15 +232,20 @@ def _arrays(path: Path) -> dict[str, Rows]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise FileError(f"{path}: cannot be read as an .npz file of arrays: {error}") from None
     splits = {}
     for name, images in arrays.items():
         if name != "x" and not name.startswith("x_"):
             continue
         labels = arrays.get("y" + name[1:])
-        if labels is None or len(labels) != len(images):
+        shaped = labels is not None and labels.ndim == 1 and images.ndim > 0
+        if labels is None or not shaped or len(labels) != len(images):
             raise FileError(f"{path}: {name} needs as many labels in {'y' + name[1:]}")
+        if labels.size and labels.dtype.kind not in "iu":
+            raise FileError(
+                f"{path}: {'y' + name[1:]} holds {labels.dtype}; labels are whole numbers"
+            )
         split = name[2:] or WHOLE
         rows = [
             {"image": image, "label": int(label)}

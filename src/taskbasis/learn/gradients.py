@@ -82,10 +82,9 @@ class Sums:
 
     def add(self, name: str, gradient: Any, samples: int) -> None:
         """Fold in the gradient of the mean loss of a few samples, which count as that many."""
-        own = gradient.dtype == self.values[name].dtype and gradient.is_contiguous()
         one = gradient.detach().float()
-        if self.summed == "abs":  # in place where it can be: nobody else holds the gradient
-            self.values[name].add_(one.abs_() if own else one.abs(), alpha=samples)
+        if self.summed == "abs":  # not in place: a view of it may still be on its way backwards
+            self.values[name].add_(one.abs(), alpha=samples)
         elif self.summed == "square":
             self.values[name].addcmul_(one, one, value=samples)
         else:

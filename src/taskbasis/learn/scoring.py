@@ -64,7 +64,8 @@ def importance(
         shard_size, replace: as for any output.
         engine: workers (torch's threads), memory cap and progress; torch's own threads when None.
         **how: the fields of :class:`~taskbasis.learn.how.How`: factor, aggregation, at, points,
-            samples, seed, gradients, batch.
+            samples, seed, gradients, batch. The factor is ``delta`` where a base is given, and
+            ``weight`` otherwise.
 
     Raises:
         UsageError: choices that do not fit together, or a base is needed and missing.
@@ -72,7 +73,7 @@ def importance(
         ValueProblem: a loss or gradient is not finite; the message names the tensor and sample.
         MemoryCapError: not even one parameter at a time fits under the cap.
     """
-    chosen = How(**_known(how))
+    chosen = How(**with_factor(_known(how), base is not None))
     if floating(dtype).name not in ("float16", "float32"):
         raise UsageError(f"scores are stored as float16 or float32, not {dtype}")
     tuned, start = _store(model), None if base is None else _store(base)
@@ -237,6 +238,15 @@ def _mean(
 
 def _store(model: Model) -> TensorStore:
     return (model if isinstance(model, Checkpoint) else Checkpoint(model)).store
+
+
+def with_factor(how: Mapping[str, Any], based: bool) -> dict[str, Any]:
+    """The choices, with the factor that did best: ``delta`` where a base is given, else ``weight``.
+
+    >>> with_factor({"samples": 8}, based=True)
+    {'factor': 'delta', 'samples': 8}
+    """
+    return {"factor": "delta" if based else "weight", **how}
 
 
 def _known(how: Mapping[str, Any]) -> dict[str, Any]:

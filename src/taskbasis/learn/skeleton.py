@@ -93,7 +93,10 @@ def load_config(folder: Path) -> Any:
             )
         if "quantization_config" in content:
             raise UsageError(f"{folder}: is quantised; gradients need the float model it was")
-        return known[kind].from_pretrained(folder, local_files_only=True)
+        try:
+            return known[kind].from_pretrained(folder, local_files_only=True)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise FileError(f"{path}: transformers cannot use it: {error}") from None
 
 
 def load(folder: str | Path, loader: str, dtype: str | None = None, **more: Any) -> Skeleton:
@@ -121,6 +124,11 @@ def load(folder: str | Path, loader: str, dtype: str | None = None, **more: Any)
         numbered[name] = numbered[name].long()
     assert len(store) < _MOST
     with quiet() as transformers, torch.random.fork_rng(devices=[]):
+        if not hasattr(transformers, loader):
+            raise UsageError(
+                f"{folder}: transformers {transformers.__version__} has no {loader}; code from "
+                "model folders is never run"
+            )
         more["dtype" if _release(transformers) >= (4, 56) else "torch_dtype"] = torch.float32
         module, found = getattr(transformers, loader).from_pretrained(
             None,

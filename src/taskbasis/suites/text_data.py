@@ -9,6 +9,7 @@ Validation is drawn from the training part, so no test sentence is ever chosen o
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,7 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
     opened = gzip.open if path.name.endswith(".gz") else open
     rows = []
     try:
-        with opened(path, "rt", encoding="utf-8", newline="\n") as file:
+        with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             for number, line in enumerate(file, start=1):
                 label, tab, text = line.rstrip("\r\n").partition("\t")
                 if not tab:
@@ -87,7 +88,7 @@ def read_rows(path: Path) -> list[tuple[str, str]]:
                         f"{path}, line {number}: expected a label, a tab, a sentence"
                     )
                 rows.append((label, text))
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueProblem(f"{path} is no UTF-8 text: {error}") from None
     if not rows:
         raise ValueProblem(f"{path} is empty; a set needs labelled sentences")

@@ -2,6 +2,8 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -137,7 +139,13 @@ def test_fisher_says_that_it_is_a_mean_of_squares(net, tmp_path):
 def test_gradients_at_the_base_are_taken_there_and_the_module_comes_back(net, tmp_path):
     problem, base, tuned = net
     found = importance(
-        problem, tmp_path / "s.safetensors", model=tuned, base=base, at="base", **FLOAT
+        problem,
+        tmp_path / "s.safetensors",
+        model=tuned,
+        base=base,
+        at="base",
+        factor="weight",
+        **FLOAT,
     )
     after = {n: p.detach().numpy().copy() for n, p in problem.module.named_parameters()}
     theta = load_file(tuned)
@@ -618,3 +626,49 @@ def test_magnitude_takes_no_data_and_other_factors_do(net, tmp_path):
         importance(None, tmp_path / "s.safetensors", model=tuned, factor="magnitude", samples=3)
     with pytest.raises(UsageError, match="factor grad needs data"):
         importance(None, tmp_path / "s.safetensors", model=tuned, factor="grad")
+
+
+def test_a_parameter_that_enters_as_a_view_leaves_the_others_alone(tmp_path: Path) -> None:
+    """Autograd may hand the hook a view of a gradient that is still on its way backwards."""
+    from safetensors.torch import save_file as save_torch
+
+    class Shifted(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+            self.shift = torch.nn.Parameter(torch.randn(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(torch.tanh(self.first(x)) + self.shift.view(1, -1))
+
+    def loss(module: torch.nn.Module, batch: Any) -> Any:
+        return torch.nn.functional.cross_entropy(module(batch[0]), batch[1], reduction="none")
+
+    torch.manual_seed(0)
+    module = Shifted()
+    samples = [(torch.randn(3), torch.tensor(n % 2)) for n in range(5)]
+    save_torch(module.state_dict(), tmp_path / "tuned.safetensors")
+    wanted = {name: torch.zeros_like(p) for name, p in module.named_parameters()}
+    for x, y in samples:
+        module.zero_grad()
+        loss(module, (x[None], y[None])).sum().backward()
+        for name, parameter in module.named_parameters():
+            wanted[name] += (parameter.grad * parameter).detach().abs() / len(samples)
+    for gradients in ("single", "per_sample"):
+        found = importance(
+            Problem(module, samples, torch.utils.data.default_collate, loss),
+            tmp_path / f"{gradients}.safetensors",
+            model=tmp_path / "tuned.safetensors",
+            gradients=gradients,
+            dtype="float32",
+        )
+        for name, values in wanted.items():
+            np.testing.assert_allclose(found.scores(name), values.numpy(), rtol=1e-5, atol=1e-9)
+
+
+def test_the_factor_is_delta_where_the_base_is_given(tmp_path: Path) -> None:
+    from taskbasis.learn.scoring import with_factor
+
+    assert with_factor({}, based=True)["factor"] == "delta"
+    assert with_factor({}, based=False)["factor"] == "weight"
+    assert with_factor({"factor": "grad"}, based=True)["factor"] == "grad"
