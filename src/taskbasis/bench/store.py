@@ -71,7 +71,7 @@ def stamps(folder: Path | None) -> list[list[str | int]]:
     """Name, size and time of change of every file below a folder; they are not read."""
     if folder is None:
         return []
-    found = []
+    found: list[list[str | int]] = []
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             seen = file.stat()
