@@ -171,6 +171,14 @@ def _put(problem: Problem, model: Model, naming: Naming) -> None:
                 f"tensor {stored!r} has shape {list(np.shape(array))}, not {list(place.shape)}"
             )
         place.copy_(place.new_tensor(np.asarray(array, np.float32)))
+    for name, buffer in problem.module.named_buffers():  # running statistics are the model's, too
+        values = model.get(naming.to_base(name))
+        if (
+            values is not None
+            and buffer.is_floating_point()
+            and values.shape == tuple(buffer.shape)
+        ):
+            buffer.data.copy_(buffer.new_tensor(np.asarray(values, np.float32)))
 
 
 def _accuracy(problem: Problem) -> float:

@@ -348,3 +348,19 @@ def test_a_model_of_another_shape_is_refused(world, tmp_path):
     ask = partial(problem_of, f"digits:{world.base.parent}:parity")
     with pytest.raises(MismatchError, match=r"has shape \[3\] in the file"):
         ask(tmp_path / "odd")
+
+
+def test_running_statistics_are_the_models_own() -> None:
+    import torch
+
+    from taskbasis.learn import Problem
+    from taskbasis.learn.task import _put
+    from taskbasis.recipe import Naming
+
+    module = torch.nn.BatchNorm1d(2)
+    problem = Problem(module, [0], list, lambda *_: None)
+    given = {name: np.full(p.shape, 3.0, np.float32) for name, p in module.named_parameters()}
+    given |= {"running_mean": np.array([1, 2], "f4"), "running_var": np.array([4, 5], "f4")}
+    _put(problem, given, Naming())
+    for name, values in given.items():
+        np.testing.assert_array_equal(dict(module.state_dict())[name].numpy(), values)
