@@ -231,3 +231,11 @@ def test_help_names_what_is_taken(call: Call, verb: str) -> None:
         "--text-column",
     ):
         assert option in answer.out
+
+
+@pytest.mark.parametrize("option", ["--at base", "--samples 3", "--gradients batch", "--device x"])
+def test_magnitude_ignores_no_option(option: str, desk: Path, call: Call) -> None:
+    answer = call(f"importance tuned --base base --factor magnitude -o s.safetensors {option}")
+    assert answer.code == 2
+    assert "the factor magnitude needs no data; leave out" in answer.err
+    assert not Path("s.safetensors").exists()

@@ -138,9 +138,9 @@ def importance(
     how = with_factor({k: v for k, v in how.items() if v is not None}, base is not None)
     chosen = How(**how)
     if chosen.factor == "magnitude":
-        if task is not None or reading != Reading():
+        if task is not None or device is not None or reading != Reading():
             raise UsageError("the factor magnitude needs no data; leave out --task and its options")
-        problem, how = None, {"factor": "magnitude"}
+        problem = None
     elif task is None:
         raise UsageError(
             f"the factor {chosen.factor} needs data: name it with --task, or use --factor magnitude"

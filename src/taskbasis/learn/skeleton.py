@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taskbasis.difference import same_bytes
 from taskbasis.errors import FileError, MismatchError, UsageError, nearest, require
 from taskbasis.io.dtypes import DType
 from taskbasis.io.folder import open_tensors
@@ -140,6 +141,7 @@ def load(folder: str | Path, loader: str, dtype: str | None = None, **more: Any)
         )
     _check(folder, loader, found)
     names, buffers = _read_numbers(module, store)
+    _refuse_untied(folder, module, store, names)
     kind = getattr(torch, dtype or _computed_in(floats.values()))
     places = dict(module.named_parameters()) | dict(module.named_buffers())
     for name, stored in (names | buffers).items():
@@ -166,6 +168,29 @@ def _check(folder: Path, loader: str, found: Mapping[str, Any]) -> None:
             f"{folder}: {name!r} has shape {list(have)} in the file, but its config.json asks for "
             f"{list(want)}"
         )
+
+
+def _refuse_untied(folder: Path, module: Any, store: TensorStore, names: Mapping[str, str]) -> None:
+    """Refuse a file that holds one tied weight under two names: it would be looked at as two.
+
+    Raises:
+        UsageError: naming both.
+    """
+    ends = (module.get_input_embeddings, module.get_output_embeddings)
+    weights = [getattr(end(), "weight", None) for end in ends] if _tied(module.config) else []
+    if len(weights) < 2 or weights[1] is None or weights[0] is weights[1]:
+        return
+    known = {id(parameter): names[name] for name, parameter in module.named_parameters()}
+    one, two = (store[known[id(weight)]] for weight in weights)
+    if one.dtype == two.dtype and same_bytes(one, two):
+        raise UsageError(
+            f"{folder}: holds its tied embeddings twice, as {one.name!r} and {two.name!r}; save it "
+            "again with transformers, as safetensors, which stores them once"
+        )
+
+
+def _tied(config: Any) -> bool:
+    return bool(getattr(config, "tie_word_embeddings", False))
 
 
 def _read_numbers(module: Any, store: TensorStore) -> tuple[dict[str, str], dict[str, str]]:
