@@ -557,3 +557,10 @@ def test_a_test_split_that_fails_leaves_nothing(world: World) -> None:
     assert said.code == 1
     assert "task 'a' scored nan on test" in said.sentence
     assert [name for name in world.listing() if "__pycache__" not in name] == before
+
+
+def test_places_of_one_search_must_differ(world: World) -> None:
+    said = world.call(f"{SEARCH} --json same -o same")
+    assert said.code == 2
+    assert "must name different places" in said.err
+    assert not (world.path / "same").exists()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_mask(spec: str) -> tuple[Masks, Mask]:
+    """The file and the mask that ``MASKS:NAME`` names."""
     from taskbasis.errors import UsageError
     from taskbasis.masks import Masks
 

@@ -68,11 +68,15 @@ class Search:
 
     def _check_places(self, removal: Removal, output: Output) -> None:
         """Refuse what could not be written before the work instead of after it."""
+        from taskbasis.errors import UsageError
         from taskbasis.io.writer import check_destination
         from taskbasis.plot import check_picture
 
-        for place in filter(None, (output.path, self.json)):
-            check_destination(Path(place), output.replace, removal.inputs)
+        places = [Path(place) for place in (output.path, self.json, self.plot) if place]
+        if len({place.resolve() for place in places}) < len(places):
+            raise UsageError("-o, --json and --plot must name different places")
+        for place in places if self.plot is None else places[:-1]:
+            check_destination(place, output.replace, removal.inputs)
         if self.plot is not None:
             check_picture(self.plot)
 
@@ -117,7 +121,7 @@ def search_options(function: F) -> F:
     """Add --tasks and what goes with it, and pass them as ``search``; None without --tasks."""
 
     @click.option("--tasks", "specs", multiple=True,
-                  help="Search: digits:FOLDER or package.module:attribute.")  # fmt: skip
+                  help="Search: SUITE:FOLDER, hf:FOLDER:DATA or module:attribute.")  # fmt: skip
     @click.option("--target", help="What to forget. [default: the vector's task]")
     @click.option("--control", "controls", multiple=True, help="What to keep; may be repeated.")
     @click.option("--densities", help="To try. [default: 0.05,0.1,0.2,0.5,1]")
