@@ -23,6 +23,8 @@ from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.recipe import Binding, Combination, Leaf
 
 BITS = BY_NAME["uint8"]
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)
+"""How many bits every byte has."""
 
 
 def mask_key(index: int, tensor: str) -> str:
@@ -154,6 +156,25 @@ class Masks:
             (self.path, *self.store.files),
             self.exclusive,
         )
+
+    def shares(self, name: str) -> tuple[float, float]:
+        """The share of all entries that a mask keeps, and the share of those that others keep, too.
+
+        Raises:
+            UsageError: there is no such mask.
+        """
+        own = self[name].infos
+        others = [self[other].infos for other in self.names if other != name]
+        size = kept = common = 0
+        for tensor, shape in self.shapes.items():
+            bits = own[tensor].load()
+            shared = np.zeros_like(bits)
+            for infos in others:
+                shared |= bits & infos[tensor].load()
+            size += math.prod(shape)
+            kept += int(_ONES[bits].sum(dtype=np.int64))
+            common += int(_ONES[shared].sum(dtype=np.int64))
+        return kept / max(size, 1), common / max(kept, 1)
 
     def __str__(self) -> str:
         return str(self.path)

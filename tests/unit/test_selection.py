@@ -364,3 +364,19 @@ def test_what_is_added_onto_a_merged_model_stays_there(vectors: Any, world: Any)
     assert onto.path == world["base"]
     assert edited.onto is not None
     assert edited.onto.path == world["law"]
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_shares_of_a_mask_are_counted(exclusive: bool, vectors: Any, tmp_path: Path) -> None:
+    of = Sta(0.3, exclusive=exclusive)
+    made = select(vectors, tmp_path / "m.safetensors", of)
+    flat = np.stack(
+        [np.concatenate([made.masks[n].entries(t).ravel() for t in SHAPES]) for n in NAMES]
+    )
+    for at, name in enumerate(NAMES):
+        others = np.delete(flat, at, axis=0).any(axis=0)
+        share, common = made.masks.shares(name)
+        assert share == pytest.approx(flat[at].mean())
+        assert common == pytest.approx((flat[at] & others).sum() / flat[at].sum())
+    with pytest.raises(UsageError, match="no mask 'maht'"):
+        made.masks.shares("maht")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskbasis.cli.forget_mask import census, open_mask, put_back, share_of_norm
+from taskbasis.cli.forget_mask import open_mask, put_back, share_of_norm
 from taskbasis.cli.forget_search import Search, search_options
 from taskbasis.cli.options import (
     Output,
@@ -89,7 +89,7 @@ class Removal:
         output.write_model(self.at(scale, density), [self.name])
         if self.masks is not None and self.mask is not None and not output.quiet:
             start = self.base or self.model
-            share, common = census(self.masks, self.mask.name)
+            share, common = self.masks.shares(self.mask.name)
             norm = share_of_norm(self.vector, self.mask, start.store, output.engine)
             cells = [self.name, f"{share:.2%}", f"{norm:.1%}", f"{common:.1%}"]
             print_table("kept", ["vector", "entries", "of the norm", "shared with others"], [cells])

@@ -1,4 +1,4 @@
-"""What taskbasis forget does with a stored mask: open it, put its entries back, count them."""
+"""What taskbasis forget does with a stored mask: open it, put its entries back, weigh them."""
 
 from __future__ import annotations
 
@@ -64,32 +64,11 @@ def put_back(
     )
     output.report(saved)
     if not output.quiet:
-        share, _ = census(masks, mask.name)
+        share, _ = masks.shares(mask.name)
         click.echo(
             f"{share:.2%} of the entries, those of {mask.name!r} alone, are again as in {base}: "
             f"an exact removal, if {model} was merged with these masks"
         )
-
-
-def census(masks: Masks, name: str) -> tuple[float, float]:
-    """The share of all entries that a mask keeps, and the share of those that others keep, too."""
-    import numpy as np
-
-    from taskbasis.masks import mask_key
-
-    bytes_ = np.arange(256, dtype=np.uint8)[:, None]
-    ones = np.unpackbits(bytes_, axis=1).sum(1, dtype=np.uint8)
-    index, size, own, common = masks.names.index(name), 0, 0, 0
-    for tensor, shape in masks.shapes.items():
-        bits = masks.store[mask_key(index, tensor)].load()
-        others = np.zeros_like(bits)
-        for other in range(len(masks.names)):
-            if other != index:
-                others |= masks.store[mask_key(other, tensor)].load()
-        size += math.prod(shape)
-        own += int(ones[bits].sum(dtype=np.int64))
-        common += int(ones[bits & others].sum(dtype=np.int64))
-    return own / max(size, 1), common / max(own, 1)
 
 
 def share_of_norm(vector: TaskVector, mask: Mask, base: TensorStore, engine: Engine) -> float:

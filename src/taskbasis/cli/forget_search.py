@@ -97,7 +97,6 @@ class Search:
         return tasks[name], [tasks[control] for control in self.controls]
 
     def _grid(self, removal: Removal) -> tuple[Sequence[float], Sequence[float]]:
-        from taskbasis.cli.forget_mask import census
         from taskbasis.errors import UsageError
         from taskbasis.evaluate import DENSITIES, SCALES
 
@@ -105,7 +104,7 @@ class Search:
         if removal.masks is not None and removal.mask is not None:
             if self.densities is not None:
                 raise UsageError("--mask has the density it has; leave out --densities")
-            density, _ = census(removal.masks, removal.mask.name)
+            density, _ = removal.masks.shares(removal.mask.name)
             if not density:
                 raise UsageError(f"{removal.mask} keeps no entry; there is nothing to take out")
             return [density], scales
