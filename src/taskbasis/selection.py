@@ -84,16 +84,11 @@ def select(
         combinations, None, bound.store, scores=learnt, whole=method.whole, watch=store
     )
     found = run_stages(plan, method, range(len(combinations)), engine)
-    content = {
-        "base": stored.encode_binding(bound),
-        "names": list(vectors),
-        "shapes": {merge.name: list(merge.shape) for merge in plan.merges},
-        "options": {
-            "method": method.name,
-            **asdict(method),
-            "exclusive": method.disjoint() and len(vectors) > 1,
-            "scores": [part.label for part in learnt],
-        },
+    made = {
+        "method": method.name,
+        **asdict(method),
+        "exclusive": method.disjoint() and len(vectors) > 1,
+        "scores": [part.label for part in learnt],
     }
     tensors = [
         OutputTensor(mask_key(index, merge.name), BITS, (packed_size(merge.shape),))
@@ -104,7 +99,7 @@ def select(
     with Staged(
         out,
         tensors,
-        stored.encode(stored.MASK, content),
+        _record(bound, vectors, plan, made),
         shard_size=shard_size,
         replace=replace,
         inputs=[*inputs, *(f for part in learnt for f in part.files)],
@@ -113,6 +108,15 @@ def select(
         tally = _write_masks(plan, method, found, staged, engine)
         staged.commit()
     return Selected(Masks.open(out), tally.kept_shares())
+
+
+def _record(
+    base: Binding, names: Iterable[str], plan: Plan, made: Mapping[str, Any]
+) -> dict[str, str]:
+    """What a file of masks says of itself."""
+    shapes = {merge.name: list(merge.shape) for merge in plan.merges}
+    content = {"names": list(names), "shapes": shapes, "options": dict(made)}
+    return stored.encode(stored.MASK, {"base": stored.encode_binding(base), **content})
 
 
 def _base_store(
