@@ -31,10 +31,17 @@ class Network:
     Attributes:
         module: the encoder, in eval mode.
         shapes: of every tensor, by its name in the file.
+
+    Raises:
+        MismatchError: the file's tensors are not those of the encoder.
     """
 
     def __init__(self, folder: Path, loader: str, **more: Any) -> None:
         skeleton = load(folder, loader, "float32", **more)
+        unused = {name for name, info in skeleton.store.items() if info.dtype.mergeable}
+        unused -= {*skeleton.names.values(), *skeleton.buffers}
+        if unused:
+            raise MismatchError(f"{folder} holds {sorted(unused)}, which its {loader} does not use")
         self.module = skeleton.module
         self._names = skeleton.names
         self.shapes = {name: skeleton.store[name].shape for name in sorted(skeleton.store)}
