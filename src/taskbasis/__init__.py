@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 from taskbasis._version import __version__
 
 if TYPE_CHECKING:
+    from taskbasis.disentangling import disentangle
     from taskbasis.engine import Engine
     from taskbasis.errors import TaskbasisError
     from taskbasis.evaluate import Task, search_addition, search_negation
     from taskbasis.library import Basis, Design, fit, update
     from taskbasis.masks import Masks
+    from taskbasis.merging import analogy, merge
     from taskbasis.methods import method
     from taskbasis.progress import Bar
     from taskbasis.scores import Importance
     from taskbasis.selection import restore, select
-    from taskbasis.vectors import Checkpoint, EditedModel, TaskVector, analogy, merge
+    from taskbasis.vectors import Checkpoint, EditedModel, TaskVector
 
 _HOMES = {
     "Bar": "progress",
@@ -38,9 +40,10 @@ _HOMES = {
     "Task": "evaluate",
     "TaskVector": "vectors",
     "TaskbasisError": "errors",
-    "analogy": "vectors",
+    "analogy": "merging",
+    "disentangle": "disentangling",
     "fit": "library",
-    "merge": "vectors",
+    "merge": "merging",
     "method": "methods",
     "restore": "selection",
     "search_addition": "evaluate",
@@ -63,6 +66,7 @@ __all__ = [
     "TaskbasisError",
     "__version__",
     "analogy",
+    "disentangle",
     "fit",
     "merge",
     "method",

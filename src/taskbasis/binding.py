@@ -81,6 +81,17 @@ def _check_model(vector: Combination, learnt: Learnt, what: str, engine: Engine)
             )
 
 
+def check_count(method: Method, count: int) -> None:
+    """Refuse a number of vectors that a method does not take.
+
+    Raises:
+        UsageError: naming both numbers.
+    """
+    least, most = method.takes
+    if count and (count < least or (most is not None and count > most)):
+        raise UsageError(f"method {method.name!r} takes {method.count_text()}, not {count}")
+
+
 def common_base(combinations: Sequence[Combination], engine: Engine) -> Binding:
     """The one base all vectors are bound to, with its fingerprint.
 

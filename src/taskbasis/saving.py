@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis import stored
-from taskbasis.binding import check_bindings, check_learnt, common_base
+from taskbasis.binding import check_bindings, check_count, check_learnt, common_base
 from taskbasis.difference import changed_only
 from taskbasis.engine import Engine
 from taskbasis.errors import FileError, UsageError
@@ -142,6 +142,8 @@ class Edit:
         scale: what multiplies the merged delta.
         scores, moments: what was learnt of the vectors' tasks, one each, or none.
         onto: the weights that are added to, where they are not the base: a model merged on it.
+        weights: what the vectors are multiplied by; none means 1.
+        names: what the vectors are called; none means by their numbers.
     """
 
     base: TensorStore
@@ -151,6 +153,8 @@ class Edit:
     scores: tuple[Learnt, ...] = ()
     moments: tuple[Learnt, ...] = ()
     onto: TensorStore | None = None
+    weights: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def target(self) -> TensorStore:
@@ -159,20 +163,29 @@ class Edit:
 
     def plan(self, dtype: DType | None = None) -> Plan:
         """The edit resolved against headers; ``dtype`` is what floats are stored in."""
+        weights = self.weights or (1.0,) * len(self.vectors)
         return make_plan(
-            self.vectors,
+            [vector.scaled(w) for vector, w in zip(self.vectors, weights, strict=True)],
             self.target,
             self.base,
             dtype,
             self.scores,
             self.moments,
-            self.method.whole,
+            method=self.method,
+            weights=self.weights,
+            names=self.names,
         )
 
     def check(self, engine: Engine) -> None:
         """Refuse vectors of another base, and scores or moments of other models."""
         check_bindings(self.vectors, Binding(str(self.base.path), self.base), engine)
         check_learnt(self.method, self.vectors, self.scores, self.moments, engine)
+        check_count(self.method, len(self.vectors))
+        if self.onto is not None and self.method.base != "ignored":
+            raise UsageError(
+                f"method {self.method.name!r} looks at the base's weights, so it cannot be added "
+                f"to {self.target.path}; merge on the base itself"
+            )
         leaves = [leaf for vector in self.vectors for leaf in vector.leaves]
         for leaf in leaves if self.onto is not None else ():
             if leaf.difference:  # its base would be read where the target is
@@ -185,14 +198,15 @@ class Edit:
         """What forms the weights; a method's stages are run here."""
         if not self.vectors:
             return Linear(lambda name: np.zeros((1, 0)))
-        weights = self.method.weights(len(self.vectors))
-        if weights is not None:
-            row = self.scale * np.asarray(weights, np.float64)[None]
+        given = np.asarray(self.weights or np.ones(len(self.vectors)), np.float64)
+        coefficients = self.method.coefficients(given)
+        if coefficients is not None:
+            row = self.scale * np.asarray(coefficients, np.float64)[None]
             return Linear(lambda name: row)
         members = range(len(self.vectors))
         found = run_stages(plan, self.method, members, engine)
         tally = Tally(len(members)) if isinstance(self.method, Selecting) else None
-        return Merged([(self.method, members, found)], self.scale, tally)
+        return Merged(plan, [(self.method, members, found)], self.scale, tally)
 
     @property
     def inputs(self) -> list[Path]:
@@ -211,6 +225,8 @@ class Edit:
             "options": options,
             "scale": self.scale,
             "vectors": [describe(vector) for vector in self.vectors],
+            **({"weights": list(self.weights)} if self.weights else {}),
+            **({"names": list(self.names)} if self.names else {}),
             **{
                 name: [learnt.label for learnt in parts]
                 for name, parts in (("scores", self.scores), ("moments", self.moments))

@@ -18,7 +18,8 @@ from taskbasis.errors import BaseError, MismatchError, UsageError
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD, OutputTensor, Staged
 from taskbasis.masks import BITS, Mask, Masks, mask_key, packed_size
-from taskbasis.methods import Selecting, Sta
+from taskbasis.methods import Selecting
+from taskbasis.methods.learnt.sta import Sta
 from taskbasis.passes import Found, Kept, Tally, run_stages
 from taskbasis.passes.reading import Stretch, apply_mask, chunk, quietly, read_cut
 from taskbasis.plan import Cut, Merge, Plan, make_plan
@@ -56,7 +57,7 @@ def select(
     Args:
         vectors: by task name.
         out: a ``.safetensors`` file, or a folder of shards for any other name.
-        method: what selects; :class:`~taskbasis.methods.Sta` with its defaults.
+        method: what selects; :class:`~taskbasis.methods.learnt.sta.Sta` with its defaults.
         scores: one for each vector, in their order; magnitudes where there are none.
         base: what the vectors were taken from, for cutoffs of layers or the model by magnitude:
             its unchanged tensors count, and stored vectors do not know their sizes.
@@ -81,7 +82,13 @@ def select(
     check_learnt(method, combinations, learnt, (), engine)
     store = _base_store(bound, base, method, learnt, engine)
     plan = make_plan(
-        combinations, None, bound.store, scores=learnt, whole=method.whole, watch=store
+        combinations,
+        None,
+        bound.store,
+        scores=learnt,
+        watch=store,
+        method=method,
+        names=tuple(vectors),
     )
     found = run_stages(plan, method, range(len(combinations)), engine)
     made = {
@@ -147,7 +154,7 @@ def _write_masks(
     def work(cut: Cut, scratch: Scratch) -> Any:
         merge = plan.merges[cut.index]
         with quietly():
-            seen = chunk(read_cut(merge, cut, scratch))
+            seen = chunk(read_cut(merge, cut, scratch), plan, method)
         kept = method.select(seen, found.of(merge.name))
         for index, row in enumerate(kept):
             bits = np.packbits(row, bitorder="little")

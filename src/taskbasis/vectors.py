@@ -9,27 +9,31 @@ Building an expression reads headers only; ``save`` and ``tensors`` do the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, cast, overload
 
+import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis import spaces, stored
+from taskbasis.adapters import adapter_leaf
 from taskbasis.algebra import Weights, mismatched, name_of, space_of
 from taskbasis.difference import difference_leaf
 from taskbasis.digest import fingerprint, store_digests
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError, ValueProblem, finite
+from taskbasis.io.adapter import is_adapter, open_adapter
 from taskbasis.io.dtypes import floating
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD
 from taskbasis.masks import Mask, masked
-from taskbasis.methods import Method, TaskArithmetic
+from taskbasis.methods import Method
+from taskbasis.methods.elementwise.task_arithmetic import TaskArithmetic
 from taskbasis.recipe import Combination, Term
 from taskbasis.saving import Edit, Saved, model_in_memory, save_model, save_vector, vector_in_memory
 from taskbasis.scores import Importance, Moments
@@ -96,7 +100,8 @@ class TaskVector:
 
     Args:
         pretrained: the base, or its path.
-        finetuned: the tuned model, or its path.
+        finetuned: the tuned model, or its path; or the folder of a LoRA adapter, whose update is
+            the difference.
         exclude: patterns of tensors to leave out on both sides.
 
     Raises:
@@ -122,8 +127,11 @@ class TaskVector:
         finetuned: str | Path | Checkpoint,
         exclude: Sequence[str] = (),
     ) -> None:
-        base, tuned = _checkpoint(pretrained), _checkpoint(finetuned)
-        leaf = difference_leaf(base.store, tuned.store, exclude)
+        base = as_checkpoint(pretrained).store
+        if not isinstance(finetuned, Checkpoint) and is_adapter(finetuned):
+            leaf = adapter_leaf(open_adapter(finetuned), base, exclude)
+        else:
+            leaf = difference_leaf(base, as_checkpoint(finetuned).store, exclude)
         object.__setattr__(self, "combination", Combination((Term(leaf),)))
 
     @classmethod
@@ -186,7 +194,7 @@ class TaskVector:
 
     def apply_to(self, base: str | Path | Checkpoint, scaling_coef: float = 1.0) -> EditedModel:
         """The weights ``base + scaling_coef * self``, not computed yet."""
-        return EditedModel(_checkpoint(base)) + scaling_coef * self
+        return EditedModel(as_checkpoint(base)) + scaling_coef * self
 
     def save(
         self,
@@ -232,6 +240,8 @@ class EditedModel(Weights):
         scale: lambda, what multiplies the merged delta.
         scores, moments: what was learnt of each vector's task, for methods that take it.
         onto: the weights that are added to, where they are not the base: a model merged on it.
+        weights: what the vectors are multiplied by; none means 1.
+        names: what the vectors are called, by which random methods draw; none: by their numbers.
     """
 
     base: Checkpoint
@@ -241,9 +251,17 @@ class EditedModel(Weights):
     scores: tuple[Importance, ...] = ()
     moments: tuple[Moments, ...] = ()
     onto: Checkpoint | None = None
+    weights: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         finite("the scale", self.scale)
+        for what, given in (("weights", self.weights), ("names", self.names)):
+            if given and len(given) != len(self.vectors):
+                raise UsageError(f"{len(self.vectors)} vectors need as many {what}: {given}")
+        for weight in self.weights:
+            if not finite("a weight", weight):
+                raise UsageError("a weight of 0 takes no part; leave the vector out")
 
     def __add__(self, other: TaskVector) -> EditedModel:
         spaces.combine("weights", "+", space_of(other), str(self), name_of(other))
@@ -274,12 +292,14 @@ class EditedModel(Weights):
         """
         if not self.vectors:
             raise ValueProblem(f"nothing was added to {self.base.path}; add a task vector first")
-        weights = self.method.weights(len(self.vectors))
-        if weights is None:
+        weights = np.asarray(self.weights or np.ones(len(self.vectors)), np.float64)
+        coefficients = self.method.coefficients(weights)
+        if coefficients is None:
             raise UsageError(
                 f"{self.method.name} is not linear: save the model, then take its difference"
             )
-        scaled = [self.scale * float(w) * v for w, v in zip(weights, self.vectors, strict=True)]
+        numbers = self.scale * coefficients * weights
+        scaled = [float(n) * v for n, v in zip(numbers, self.vectors, strict=True)]
         return sum(scaled[1:], scaled[0])
 
     def _edit(self) -> Edit:
@@ -288,7 +308,17 @@ class EditedModel(Weights):
             tuple(part.learnt for part in parts) for parts in (self.scores, self.moments)
         )
         onto = self.onto.store if self.onto is not None else None
-        return Edit(self.base.store, vectors, self.method, self.scale, scores, moments, onto)
+        return Edit(
+            self.base.store,
+            vectors,
+            self.method,
+            self.scale,
+            scores,
+            moments,
+            onto,
+            self.weights,
+            self.names,
+        )
 
     def save(
         self,
@@ -328,53 +358,6 @@ class EditedModel(Weights):
         return " + ".join(map(str, (self.base.path, *self.vectors)))
 
 
-def merge(
-    base: str | Path | Checkpoint,
-    vectors: Iterable[TaskVector],
-    method: Method | None = None,
-    scale: float = 1.0,
-    scores: Iterable[Importance] = (),
-    moments: Iterable[Moments] = (),
-    onto: str | Path | Checkpoint | None = None,
-) -> EditedModel:
-    """The weights ``base + scale * method(vectors)``, not computed yet.
-
-    Args:
-        base: the weights that are added to.
-        vectors: the T task vectors.
-        method: how they are merged; the sum unless said otherwise.
-        scale: lambda.
-        scores, moments: what was learnt of each vector's task, in the order of the vectors, for
-            methods that take it.
-        onto: the weights that are added to instead: a model that was merged on the base.
-
-    >>> from taskbasis.methods import Average
-    >>> folder = getfixture("tiny_checkpoints")
-    >>> vectors = [TaskVector(folder / "base", folder / name) for name in ("math", "code")]
-    >>> merge(folder / "base", vectors, Average()).tensors()["bias"]
-    array([1. , 1.5], dtype=float32)
-    """
-    return EditedModel(
-        _checkpoint(base),
-        tuple(vectors),
-        method or TaskArithmetic(),
-        scale,
-        tuple(scores),
-        tuple(moments),
-        _checkpoint(onto) if onto is not None else None,
-    )
-
-
-def analogy(plus: Iterable[TaskVector], minus: TaskVector) -> TaskVector:
-    """C + (B - A): the sum of ``plus`` less ``minus``, for a fourth task nobody trained.
-
-    Source: Ilharco et al., ICLR 2023.
-    """
-    vectors = list(plus)
-    if not vectors:
-        raise UsageError("an analogy needs at least one vector to add")
-    return sum(vectors[1:], vectors[0]) - minus
-
-
-def _checkpoint(value: str | Path | Checkpoint) -> Checkpoint:
+def as_checkpoint(value: str | Path | Checkpoint) -> Checkpoint:
+    """The checkpoint, opened where it is a path."""
     return value if isinstance(value, Checkpoint) else Checkpoint(value)

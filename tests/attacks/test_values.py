@@ -15,9 +15,13 @@ from taskbasis.engine import Engine
 from taskbasis.errors import FileError, MismatchError, TaskbasisError, ValueProblem
 from taskbasis.io.folder import open_tensors
 from taskbasis.library import fit
-from taskbasis.methods import MagMax, Method, TaskArithmetic, Ties
+from taskbasis.merging import merge
+from taskbasis.methods import Method
+from taskbasis.methods.elementwise.magmax import MagMax
+from taskbasis.methods.elementwise.task_arithmetic import TaskArithmetic
+from taskbasis.methods.elementwise.ties import Ties
 from taskbasis.passes import writing
-from taskbasis.vectors import TaskVector, merge
+from taskbasis.vectors import TaskVector
 
 Write = Callable[..., Path]
 Verb = Callable[[Path, Path, Path, Engine], object]

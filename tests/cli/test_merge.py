@@ -137,3 +137,49 @@ def test_what_is_refused(command: str, code: int, said: str, here: Path, capsys:
     assert said in error
     assert "Traceback" not in error
     assert sorted(here.iterdir()) == before
+
+
+def test_weights_by_place_and_by_name(here: Path) -> None:
+    add = "--method task_arithmetic -q"
+    assert say(f"merge base math code {add} --weights 0.5,-2 -o places") == 0
+    assert say(f"merge base math code {add} --weights code=-2 --weights math=0.5 -o names") == 0
+    assert say(f"merge base math code {add} --weights code=-2 -o one") == 0
+    base, math, code = (Checkpoint(name) for name in ("base", "math", "code"))
+    for out, first in (("places", 0.5), ("names", 0.5), ("one", 1.0)):
+        wanted = (base + first * (math - base) - 2 * (code - base)).tensors()
+        found = Checkpoint(out).store
+        for tensor, values in wanted.items():
+            np.testing.assert_array_equal(found[tensor].load(), values)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ("--weights 0.5", "2 vectors (math, code) need a number each; or give some as NAME=NUMBER"),
+    ("--weights maths=1", "there is no vector 'maths'; did you mean 'math'?"),
+    ("--weights math=1,math=2", "--weights gives 'math' twice"),
+    ("--weights math=x", "--weights: 'x' is no number"),
+    ("--weights 0,1", "a weight of 0 takes no part"),
+    ("--method ties:densty=1", "has no option 'densty'; did you mean 'density'?"),
+    ("--method slerp:t=0.5 --weights 1,1 --set t=2", "t 2 is beyond the two models"),
+])  # fmt: skip
+def test_weights_and_methods_that_are_refused(
+    words: str, said: str, here: Path, capsys: Any
+) -> None:
+    assert say(f"merge base math code {words} -o out") == 2
+    assert said in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+def test_options_in_the_name_are_those_of_set(here: Path) -> None:
+    assert say("merge base math code --method ties:density=0.5 -q -o one") == 0
+    assert say("merge base math code --method ties --set density=0.5 -q -o two") == 0
+    one, two = Checkpoint("one").store, Checkpoint("two").store
+    assert {n: i.load().tobytes() for n, i in one.items()} == {
+        n: i.load().tobytes() for n, i in two.items()
+    }
+
+
+def test_only_methods_that_select_select(here: Path, capsys: Any) -> None:
+    assert say("select math code --base base --method average -o m.safetensors") == 2
+    assert "method 'average' selects no entries" in capsys.readouterr().err
+    assert say("select math code --base base --method sta:density=0.5 -q -o m.safetensors") == 0
+    assert Masks.open("m.safetensors").names == ("math", "code")

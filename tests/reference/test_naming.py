@@ -10,10 +10,11 @@ import pytest
 
 from taskbasis.cli import run
 from taskbasis.library import Design, fit
-from taskbasis.methods import Sta
+from taskbasis.merging import merge
+from taskbasis.methods.learnt.sta import Sta
 from taskbasis.recipe import Binding, Naming, find_naming
 from taskbasis.scores import Importance, ImportanceWriter, Origin
-from taskbasis.vectors import Checkpoint, TaskVector, merge
+from taskbasis.vectors import Checkpoint, TaskVector
 
 HEAD = ["classifier.*"]
 

@@ -248,7 +248,7 @@ def test_the_recipe_says_what_was_done(
     assert recipe == {
         "base": str(dressed),
         "method": "task_arithmetic",
-        "options": {},
+        "options": {"normalize": False},
         "scale": 0.25,
         "vectors": [[{"vector": str(tuned), "coefficient": 1.0}]],
     }

@@ -14,7 +14,6 @@ import pytest
 from numpy.typing import NDArray
 
 from taskbasis import engine as engine_module
-from taskbasis import plan as plan_module
 from taskbasis.difference import difference_leaf
 from taskbasis.engine import Engine, Scratch
 from taskbasis.errors import MemoryCapError, ValueProblem
@@ -23,8 +22,10 @@ from taskbasis.io.dtypes import BF16, BY_NAME, F16, F32, F64, DType
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import MemorySink, OutputTensor
 from taskbasis.kernels import BLOCK
-from taskbasis.methods import Chunk, MagMax, Method, Ties
+from taskbasis.methods import Chunk, Method
 from taskbasis.methods.base import State
+from taskbasis.methods.elementwise.magmax import MagMax
+from taskbasis.methods.elementwise.ties import Ties
 from taskbasis.passes import (
     Found,
     Linear,
@@ -36,6 +37,7 @@ from taskbasis.passes import (
     writing,
 )
 from taskbasis.plan import Plan, make_plan
+from taskbasis.plan import cutting as plan_module
 from taskbasis.recipe import Binding, Combination, Leaf, Term
 
 Open = Callable[..., TensorStore]
@@ -229,7 +231,7 @@ def formers(plan: Plan, engine: Engine) -> dict[str, Any]:
     found: dict[str, Any] = {"linear": Linear(lambda name: row)}
     for method in (Ties(0.3), MagMax()):
         state = run_stages(plan, method, members, engine)
-        found[method.name] = Merged([(method, members, state)], 0.4)
+        found[method.name] = Merged(plan, [(method, members, state)], 0.4)
     return found
 
 
@@ -391,7 +393,7 @@ def test_the_estimate_holds_what_is_used(
             lambda: write(
                 plan,
                 sink,
-                Merged([(MagMax(), members, Found())] * outputs),
+                Merged(plan, [(MagMax(), members, Found())] * outputs),
                 lambda name: names,
                 False,
                 Engine(1),
@@ -439,12 +441,12 @@ def test_values_that_are_not_finite_are_refused_everywhere(
         lambda: total(plan, engine),
         lambda: run_stages(plan, Ties(), members, engine),
         lambda: write(
-            plan, sink, Merged([(MagMax(), members, Found())]), lambda n: (n,), False, engine
+            plan, sink, Merged(plan, [(MagMax(), members, Found())]), lambda n: (n,), False, engine
         ),
         lambda: write(
             plan,
             sink,
-            Merged([(Ties(), members, zeros)]),
+            Merged(plan, [(Ties(), members, zeros)]),
             lambda n: (n,),
             False,
             engine,
@@ -557,7 +559,7 @@ def test_outputs_of_chosen_members(model: Any, stored: Any) -> None:
     plan = make_plan([alone(stored(f"v{n}", t)) for n, t in enumerate(tensors)], None, None)
     names = {name: [f"0:{name}", f"1:{name}"] for name in SHAPES}
     sink = MemorySink(OutputTensor(f"{m}:{n}", F32, s) for m in (0, 1) for n, s in SHAPES.items())
-    former = Merged([(MagMax(), [1, 3], Found()), (MagMax(), [2], Found())], 2.0)
+    former = Merged(plan, [(MagMax(), [1, 3], Found()), (MagMax(), [2], Found())], 2.0)
     write(plan, sink, former, names.__getitem__, False, Engine(1))
     for name in SHAPES:
         one, three = tensors[1][name], tensors[3][name]

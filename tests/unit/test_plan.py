@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from taskbasis import plan as plan_module
 from taskbasis.difference import difference_leaf
 from taskbasis.errors import BaseError, MismatchError, ValueProblem
 from taskbasis.io.dtypes import BF16, F32
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.kernels import BLOCK
+from taskbasis.plan import cutting as plan_module
 from taskbasis.plan import make_plan
 from taskbasis.recipe import Binding, Combination, Leaf, Term, shape_check
 

@@ -168,7 +168,12 @@ def test_the_recipe_names_method_and_options(world: tuple[Path, Tensors, Tensors
     assert json.loads((folder / "out" / RECIPE_FILE).read_text()) == {
         "base": str(folder / "base"),
         "method": "ties",
-        "options": {"density": 0.4},
+        "options": {
+            "density": 0.4,
+            "variant": "paper",
+            "vote": "total",
+            "normalize": True,
+        },
         "scale": 0.9,
         "vectors": [
             [{"vector": str(folder / "tuned"), "coefficient": 2.0}],

@@ -21,11 +21,12 @@ from taskbasis import stored
 from taskbasis.engine import Engine
 from taskbasis.errors import FileError, HeaderError, MismatchError, UsageError, ValueProblem
 from taskbasis.io.dtypes import BF16, F16, F32, F64
-from taskbasis.methods import Sta
+from taskbasis.merging import merge
+from taskbasis.methods.learnt.sta import Sta
 from taskbasis.recipe import Binding
 from taskbasis.scores import Importance, ImportanceWriter, Moments, MomentsWriter, Origin
 from taskbasis.stored import encode
-from taskbasis.vectors import Checkpoint, TaskVector, merge
+from taskbasis.vectors import Checkpoint, TaskVector
 
 Matrix = NDArray[Any]
 

@@ -22,11 +22,13 @@ from taskbasis.errors import (
 )
 from taskbasis.library import Design, fit
 from taskbasis.masks import Mask, Masks, packed_size
-from taskbasis.methods import Sta, Ties
+from taskbasis.merging import merge
+from taskbasis.methods.elementwise.ties import Ties
+from taskbasis.methods.learnt.sta import Sta
 from taskbasis.recipe import Binding
 from taskbasis.scores import Importance, ImportanceWriter, Origin
 from taskbasis.selection import restore, select
-from taskbasis.vectors import Checkpoint, TaskVector, merge
+from taskbasis.vectors import Checkpoint, TaskVector
 
 NAMES = ("math", "code", "law")
 SHAPES = {"blocks.0.w": (37, 70), "blocks.1.w": (41, 5), "bias": (13,), "empty": (0, 4)}

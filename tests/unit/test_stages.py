@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from taskbasis import plan as plan_module
 from taskbasis import stored
 from taskbasis.engine import Engine
 from taskbasis.granularity import Granularity, group_name
 from taskbasis.kernels import BLOCK
-from taskbasis.methods import Chunk, Fisher, Method, Sta
+from taskbasis.merging import merge
+from taskbasis.methods import Chunk, Method
 from taskbasis.methods.base import Need
+from taskbasis.methods.learnt.fisher import Fisher
+from taskbasis.methods.learnt.sta import Sta
 from taskbasis.passes import run_stages
 from taskbasis.plan import Plan, make_plan
+from taskbasis.plan import cutting as plan_module
 from taskbasis.recipe import Binding
 from taskbasis.scores import Importance, ImportanceWriter, Origin
-from taskbasis.vectors import Checkpoint, TaskVector, merge
+from taskbasis.vectors import Checkpoint, TaskVector
 
 Matrix = NDArray[Any]
 Tensors = Mapping[str, Matrix]

@@ -30,7 +30,7 @@ from taskbasis.errors import (
     ValueProblem,
 )
 from taskbasis.io.tensors import FileBlob
-from taskbasis.methods import METHODS
+from taskbasis.methods import registered
 
 Tensors = dict[str, NDArray[Any]]
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -342,7 +342,7 @@ def test_an_edited_model_without_vectors_has_no_delta(world: World) -> None:
         _ = EditedModel(world.base).delta
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", sorted(registered()))
 def test_merging_nothing_gives_the_base(world: World, name: str) -> None:
     assert_same(merge(world.base, [], method(name), 0.5).tensors(), world.base_values)
 

@@ -50,7 +50,7 @@ class Recipe:
     """How a model is made of the task vectors.
 
     Attributes:
-        method: of :data:`taskbasis.methods.METHODS`.
+        method: of :func:`taskbasis.methods.registered`.
         options: of the method; a density that is chosen stands in for its ``density``.
         scores: which importance scores it is given: a name in :data:`LEARNT`; None for none.
         moments: whether it is given the activation moments.
@@ -101,7 +101,7 @@ def contenders() -> list[Contender]:
     >>> [contender.label for contender in contenders()][:3]
     ['average', 'task arithmetic, λ 1', 'task arithmetic, λ 0.3']
     """
-    return [*_sums(), *_selections(), *_effects(), *_bases()]
+    return [*_sums(), *_merges(), *_selections(), *_effects(), *_bases()]
 
 
 def _sums() -> Iterable[Contender]:
@@ -113,13 +113,51 @@ def _sums() -> Iterable[Contender]:
     yield Contender("TIES, λ 1", "TIES", ties)
     yield Contender("TIES, tuned", "TIES", ties, None, forgets=(None,))
     for density in (0.5, 0.1):
-        made = Recipe("dare", {"density": density})
+        made = Recipe("dare_linear", {"density": density})
         yield Contender(f"DARE {density}, tuned", "DARE", made, None)
     yield Contender("Fisher", "Fisher", Recipe("fisher", scores="fisher"))
     evened = Recipe("fisher", {"normalize": "mean"}, scores="fisher")
     yield Contender("Fisher, normalised", "Fisher", evened)
     yield Contender("RegMean", "RegMean", Recipe("regmean", moments=True))
     yield Contender("LOT", "LOT", Recipe("lot", moments=True))
+
+
+_MERGES: Mapping[str, Recipe] = {
+    "Karcher mean": Recipe("karcher"),
+    "Multi-SLERP": Recipe("multislerp"),
+    "Model Stock": Recipe("model_stock"),
+    "NAN": Recipe("nan"),
+    "LiNeS": Recipe("lines"),
+    "DARE-TIES 0.5": Recipe("dare_ties", {"density": 0.5}),
+    "DELLA": Recipe("della"),
+    "DELLA-linear": Recipe("della_linear"),
+    "Breadcrumbs": Recipe("breadcrumbs"),
+    "Breadcrumbs-TIES": Recipe("breadcrumbs_ties"),
+    "Consensus": Recipe("consensus"),
+    "PCB": Recipe("pcb"),
+    "MagMax": Recipe("magmax"),
+    "SCE": Recipe("sce"),
+    "RAM": Recipe("ram"),
+    "RAM plus": Recipe("ramplus_tl"),
+    "FedGMA": Recipe("fedgma"),
+    "median": Recipe("median"),
+    "CCLIP": Recipe("cclip"),
+    "TSV-Merge": Recipe("tsv_merge"),
+    "Iso-C": Recipe("iso_c"),
+    "Iso-CTS": Recipe("iso_cts"),
+    "CART": Recipe("cart"),
+    "STAR": Recipe("star"),
+    "KnOTS-TIES": Recipe("knots"),
+    "SVC": Recipe("svc"),
+    "WUDI": Recipe("wudi"),
+}
+"""Further methods, with their default options."""
+
+
+def _merges() -> Iterable[Contender]:
+    for name, made in _MERGES.items():
+        yield Contender(f"{name}, λ 1", name, made)
+        yield Contender(f"{name}, tuned", name, made, None)
 
 
 def _selected(scores: str, exclusive: bool = False, **options: Any) -> Recipe:

@@ -18,10 +18,11 @@ from taskbasis.errors import UsageError
 from taskbasis.evaluate import Model, Task
 from taskbasis.learn import importance, moments
 from taskbasis.library import Basis, Design, fit
-from taskbasis.methods import METHODS, Method, method
+from taskbasis.merging import merge
+from taskbasis.methods import Method, find_method, method, registered
 from taskbasis.scores import Importance, Moments
 from taskbasis.suites.world import World
-from taskbasis.vectors import Checkpoint, EditedModel, TaskVector, merge
+from taskbasis.vectors import Checkpoint, EditedModel, TaskVector
 
 Line = Callable[[float], Model]
 """The model at a scale."""
@@ -97,7 +98,7 @@ class Lab:
     def lacks(self, contender: Contender) -> str | None:
         """Why a contender cannot be measured here, as a sentence; None when it can."""
         recipe = contender.recipe
-        if recipe.method not in METHODS:
+        if recipe.method not in registered():
             return f"{contender.label}: there is no method {recipe.method!r} in this version"
         if recipe.scores or recipe.moments:
             for task in self.world.tasks:
@@ -198,7 +199,7 @@ class Lab:
         return self.basis(recipe.basis, recipe.share)[name]
 
     def _method(self, recipe: Recipe, density: float | None) -> Method:
-        known = {item.name for item in fields(METHODS[recipe.method])}
+        known = {item.name for item in fields(find_method(recipe.method))}
         options = dict(recipe.options)
         if density is not None and "density" in known:
             options["density"] = density

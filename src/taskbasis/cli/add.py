@@ -22,7 +22,8 @@ def add(
     task of a basis.
     """
     from taskbasis.library.resolve import open_vector
-    from taskbasis.vectors import Checkpoint, merge
+    from taskbasis.merging import merge
+    from taskbasis.vectors import Checkpoint
 
     start = Checkpoint(base)
     found = [open_vector(spec, start, exclude) for spec in vectors]

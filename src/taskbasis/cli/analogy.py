@@ -24,7 +24,8 @@ def analogy(
 ) -> None:
     """Write BASE + scale * (C + B - A): A is to B as C is to the task that is wanted."""
     from taskbasis.library.resolve import open_vector
-    from taskbasis.vectors import Checkpoint, merge
+    from taskbasis.merging import merge
+    from taskbasis.vectors import Checkpoint
 
     start = Checkpoint(base)
     added = [open_vector(spec, start, exclude) for spec in plus]

@@ -53,8 +53,8 @@ class Removal:
 
     def at(self, scale: float, density: float | None = None) -> EditedModel:
         """The model less ``scale`` times the selected entries of the vector."""
+        from taskbasis.merging import merge
         from taskbasis.methods import method
-        from taskbasis.vectors import merge
 
         start, onto = (self.model, None) if self.base is None else (self.base, self.model)
         if self.mask is not None:

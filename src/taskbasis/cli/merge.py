@@ -11,6 +11,7 @@ from taskbasis.cli.options import (
     match_by_name,
     model_output,
     parse_settings,
+    parse_weights,
     scale_option,
     scores_option,
     settings_option,
@@ -20,11 +21,14 @@ from taskbasis.cli.options import (
 @click.command()
 @click.argument("base")
 @click.argument("vectors", nargs=-1, required=True)
-@click.option("--method", default="sta", show_default=True, help="How; see taskbasis.methods.")
+@click.option("--method", default="sta", show_default=True, help="How; see taskbasis methods.")
 @settings_option
 @scores_option
 @click.option("--moments", multiple=True, help="Activation moments, one per vector or NAME=FILE.")
 @click.option("--masks", help="Multiply every vector by its mask of this file first.")
+@click.option(
+    "--weights", multiple=True, help="Of the vectors: numbers in order, or NAME=NUMBER; 1."
+)
 @scale_option
 @exclude_option
 @model_output
@@ -36,30 +40,35 @@ def merge(
     scores: tuple[str, ...],
     moments: tuple[str, ...],
     masks: str | None,
+    weights: tuple[str, ...],
     scale: float,
     exclude: tuple[str, ...],
     output: Output,
 ) -> None:
     """Write BASE + scale * METHOD(VECTORS) as a model.
 
+    METHOD is a name, or NAME:OPTION=VALUE,OPTION=VALUE; `taskbasis methods` lists them.
+
     Each of VECTORS is a stored task vector, a checkpoint fine-tuned from BASE, or LIB:NAME for a
     task of a basis; it is called after its file, or NAME=PATH.
     """
     from taskbasis.library.resolve import open_vectors
-    from taskbasis.methods import method as make
+    from taskbasis.merging import merge
+    from taskbasis.methods import parse_method
     from taskbasis.scores import Importance, Moments
-    from taskbasis.vectors import Checkpoint, merge
+    from taskbasis.vectors import Checkpoint
 
-    chosen = make(method, **parse_settings(settings))
+    chosen = parse_method(method, **parse_settings(settings))
     start = Checkpoint(base)
     found = apply_masks(masks, open_vectors(vectors, start, exclude))
     names = list(found)
     model = merge(
         start,
-        found.values(),
+        found,
         chosen,
         scale,
         [Importance.open(path) for path in match_by_name(scores, names, "--scores")],
         [Moments.open(path) for path in match_by_name(moments, names, "--moments")],
+        weights=parse_weights(weights, names),
     )
     output.write_model(model, names)

@@ -19,7 +19,8 @@ def negate(base: str, vector: str, scale: float, exclude: tuple[str, ...], outpu
     VECTOR is a stored task vector, a checkpoint fine-tuned from BASE, or LIB:NAME.
     """
     from taskbasis.library.resolve import open_vector
-    from taskbasis.vectors import Checkpoint, merge
+    from taskbasis.merging import merge
+    from taskbasis.vectors import Checkpoint
 
     start = Checkpoint(base)
     output.write_model(merge(start, [-open_vector(vector, start, exclude)], scale=scale))

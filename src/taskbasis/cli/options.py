@@ -193,6 +193,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
         UsageError: a text is no such pair, or a name is given twice.
     """
     from taskbasis.errors import UsageError
+    from taskbasis.methods.registry import plain
 
     found: dict[str, Any] = {}
     for text in texts:
@@ -202,25 +203,42 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
         key = name.replace("-", "_")
         if key in found:
             raise UsageError(f"--set gives {name!r} twice")
-        found[key] = _plain(text, value)
+        try:
+            found[key] = plain(value)
+        except UsageError as error:
+            raise UsageError(f"--set {text!r}: {error}") from None
     return found
 
 
-def _plain(text: str, value: str) -> Any:
-    """A number where the value is one (YAML takes 1e-3 for a word), else as YAML reads it."""
-    import yaml
+def parse_weights(texts: Sequence[str], names: Sequence[str]) -> list[float]:
+    """The vectors' weights in the order of their names; none where none are given.
 
-    from taskbasis.errors import UsageError
+    Raises:
+        UsageError: a text is no number, a name is unknown or given twice, or numbers without
+            names are not as many as vectors.
+    """
+    from taskbasis.errors import UsageError, nearest
 
-    for kind in (int, float):
+    found: dict[str, float] = {}
+    parts = [part for text in texts for part in text.split(",")]
+    for position, part in enumerate(parts):
+        name, equals, number = part.rpartition("=")
+        if not equals:
+            if len(parts) != len(names):
+                raise UsageError(
+                    f"--weights: {len(names)} vectors ({', '.join(names)}) need a number each; or "
+                    "give some as NAME=NUMBER"
+                )
+            name = names[position]
+        if name not in names:
+            raise UsageError(f"--weights: there is no vector {name!r}; {nearest(name, names)}")
+        if name in found:
+            raise UsageError(f"--weights gives {name!r} twice")
         try:
-            return kind(value)
+            found[name] = float(number)
         except ValueError:
-            continue
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UsageError(f"--set {text!r}: the value {value!r} cannot be read") from None
+            raise UsageError(f"--weights: {number!r} is no number") from None
+    return [found.get(name, 1.0) for name in names] if found else []
 
 
 def match_by_name(texts: Sequence[str], names: Sequence[str], what: str) -> list[str]:
@@ -300,16 +318,22 @@ def warn(text: str) -> None:
     click.echo(f"warning: {text}", err=True)
 
 
-def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on the standard output; the first column is left-aligned, numbers right."""
+def print_table(
+    title: str, columns: list[str], rows: list[list[str]], left: Sequence[int] = ()
+) -> None:
+    """A table on the standard output; numbers stand right, the first column and ``left`` left."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+        words = number == 0 or number in left
+        table.add_column(
+            column, justify="left" if words else "right", no_wrap=not left or not words
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))  # brackets are no markup
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)

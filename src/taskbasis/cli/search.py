@@ -92,7 +92,7 @@ def _grid(text: str | None) -> Sequence[float]:
 
 
 def _edited(base: Checkpoint, vectors: dict[str, TaskVector], scale: float) -> EditedModel:
-    from taskbasis.vectors import merge
+    from taskbasis.merging import merge
 
     return merge(base, vectors.values(), scale=scale)
 

@@ -19,6 +19,7 @@ from taskbasis.cli.options import (
 @click.command()
 @click.argument("vectors", nargs=-1, required=True)
 @click.option("--base", help="What checkpoints among the vectors were tuned from.")
+@click.option("--method", default="sta", show_default=True, help="What selects.")
 @settings_option
 @scores_option
 @exclude_option
@@ -26,6 +27,7 @@ from taskbasis.cli.options import (
 def select(
     vectors: tuple[str, ...],
     base: str | None,
+    method: str,
     settings: tuple[str, ...],
     scores: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -33,18 +35,21 @@ def select(
 ) -> None:
     """Choose the entries of VECTORS that matter and store them as masks, one bit an entry.
 
-    Settings are those of the method sta: density, scope, normalize, threshold, exclusive, effect.
-    Masks are used by merge --masks and forget --mask.
+    METHOD is one that keeps entries as they are, and settings are its options; of sta: density,
+    scope, normalize, threshold, exclusive, effect. Masks are used by merge --masks and
+    forget --mask.
     """
+    from taskbasis.errors import UsageError
     from taskbasis.library.resolve import open_vectors
-    from taskbasis.methods import Sta, method
+    from taskbasis.methods import Selecting, parse_method
     from taskbasis.scores import Importance
     from taskbasis.selection import select
     from taskbasis.units import bytes_text
     from taskbasis.vectors import Checkpoint
 
-    chosen = method("sta", **parse_settings(settings))
-    assert isinstance(chosen, Sta)
+    chosen = parse_method(method, **parse_settings(settings))
+    if not isinstance(chosen, Selecting):
+        raise UsageError(f"method {chosen.name!r} selects no entries; use one that does, like sta")
     found = open_vectors(vectors, Checkpoint(base) if base else None, exclude)
     paths = match_by_name(scores, list(found), "--scores")
     made = select(

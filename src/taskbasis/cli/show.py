@@ -11,6 +11,7 @@ from taskbasis.units import bytes_text
 
 if TYPE_CHECKING:
     from taskbasis.engine import Engine
+    from taskbasis.io.adapter import Adapter
     from taskbasis.io.tensors import TensorStore
 
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 @engine_options
 def show(path: str, tensors: bool, fingerprint: bool, engine: Engine, quiet: bool) -> None:
     """What is this file or folder? Only headers are read, unless --fingerprint is asked."""
+    from taskbasis.errors import UsageError
+    from taskbasis.io.adapter import Adapter
     from taskbasis.io.folder import open_tensors
     from taskbasis.library.basis import Basis
     from taskbasis.library.resolve import open_any
@@ -29,6 +32,11 @@ def show(path: str, tensors: bool, fingerprint: bool, engine: Engine, quiet: boo
     from taskbasis.vectors import TaskVector
 
     found = open_any(path)
+    if isinstance(found, Adapter) and fingerprint:
+        raise UsageError(f"{path}: an adapter holds factors, no tensors to fingerprint")
+    if isinstance(found, Adapter):
+        _show_adapter(found, tensors)
+        return
     store = open_tensors(path)
     if isinstance(found, Basis):
         from taskbasis.cli.basis_show import show_basis
@@ -64,6 +72,19 @@ def show(path: str, tensors: bool, fingerprint: bool, engine: Engine, quiet: boo
             [i.name, i.dtype.name, str(list(i.shape)), bytes_text(i.nbytes)] for i in store.values()
         ]
         print_table("", ["tensor", "dtype", "shape", "size"], rows)
+
+
+def _show_adapter(adapter: Adapter, tensors: bool) -> None:
+    from taskbasis.io.lowrank import LowRank
+
+    ranks = {n: i.blob.rank for n, i in adapter.infos.items() if isinstance(i.blob, LowRank)}
+    of = f" of {adapter.base_name}" if adapter.base_name else ""
+    low, high = min(ranks.values(), default=0), max(ranks.values(), default=0)
+    span = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    click.echo(f"{adapter.path}: a LoRA adapter{of}: {len(ranks)} tensors, {span}")
+    if tensors:
+        rows = [[n, str(list(adapter.infos[n].shape)), str(rank)] for n, rank in ranks.items()]
+        print_table("", ["tensor", "shape", "rank"], rows)
 
 
 def _summary(store: TensorStore) -> None:

@@ -51,7 +51,8 @@ def _reader(path: Path) -> Reader:
 def _open_folder(folder: Path) -> TensorStore:
     if (folder / "adapter_config.json").exists():
         raise FileError(
-            f"{folder}: is a PEFT adapter; merge it into its model first, adapters are not read yet"
+            f"{folder}: is a PEFT adapter, not a model; give it where a task vector is asked, with "
+            "its base"
         )
     names = sorted(item.name for item in folder.iterdir())
     for suffixes in ((SAFETENSORS,), TORCH):

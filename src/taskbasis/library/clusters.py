@@ -1,4 +1,4 @@
-"""Atoms that an element-wise method makes of each cluster (TVB v1's inner merge)."""
+"""Atoms that a method makes of each cluster (TVB v1's inner merge)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ def room_for_atoms(groups: Sequence[Group], inner: Method) -> list[Group]:
     """The groups with room for the inner products of tasks and atoms, which are not linear.
 
     Raises:
-        UsageError: the codes are not shared by the whole model.
+        UsageError: the codes are not shared by the whole model, or the method needs more than
+            vectors, or another number of them than a cluster may have.
     """
+    needs = [what for what in ("base", "scores", "moments") if getattr(inner, what) == "required"]
+    if needs or inner.takes != (1, None):
+        why = f"needs {needs[0]}" if needs else f"takes {inner.count_text()}"
+        raise UsageError(f"{inner.name} {why}, so it cannot merge clusters; use another method")
     if len(groups) != 1 or groups[0].name != "model":
         raise UsageError(
             f"an inner merge by {inner.name} needs --granularity model; mean and sum take any"
@@ -40,7 +45,7 @@ def room_for_atoms(groups: Sequence[Group], inner: Method) -> list[Group]:
 def merge_clusters(
     plan: Plan, staged: Staged, contents: Contents, inner: Method, engine: Engine
 ) -> list[Group]:
-    """Atoms by an element-wise merge of each cluster, and the decoder that recovers best.
+    """Atoms by a merge of each cluster, and the decoder that recovers best.
 
     The merge is not linear in the tasks, so the inner products of tasks and atoms take a pass of
     their own over the atoms just written. The encoder records who is in which cluster.
@@ -48,8 +53,9 @@ def merge_clusters(
     (group,) = contents.groups  # room_for_atoms has refused any other number
     labels = np.argmax(group.codes.encoder[: plan.vectors] != 0, axis=1)
     clusters = [np.flatnonzero(labels == label).tolist() for label in range(group.atoms)]
-    parts = [(inner, c, run_stages(plan, inner, c, engine)) for c in clusters]
-    write_atoms(plan, staged, contents, Merged(parts), engine)
+    under = plan.under(inner)
+    parts = [(inner, c, run_stages(under, inner, c, engine)) for c in clusters]
+    write_atoms(under, staged, contents, Merged(under, parts), engine)
     atoms = _staged_atoms(staged, contents)
     return [_refitted(plan, group, atoms, contents.base, engine)]
 

@@ -65,7 +65,7 @@ class Design:
 
     @property
     def inner(self) -> Method | None:
-        """The element-wise method that merges each cluster; None when the merge is linear."""
+        """The method that merges each cluster; None when the merge is linear."""
         name = self.options.get("inner")
         if self.method != "cluster" or name is None or name in INNER:
             return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from taskbasis import stored
 from taskbasis.difference import excluded
 from taskbasis.errors import FileError, UsageError
+from taskbasis.io.adapter import Adapter, is_adapter, open_adapter
 from taskbasis.io.folder import open_tensors
 from taskbasis.library.basis import Basis
 from taskbasis.masks import Masks
@@ -24,9 +25,9 @@ def open_vector(
     """The task vector that ``spec`` names.
 
     Args:
-        spec: a stored task vector; a fine-tuned checkpoint, whose delta to ``base`` is meant; or
-            ``LIB:NAME``, a task of a basis.
-        base: what checkpoints were fine-tuned from.
+        spec: a stored task vector; a fine-tuned checkpoint, whose delta to ``base`` is meant; a
+            LoRA adapter of ``base``; or ``LIB:NAME``, a task of a basis.
+        base: what checkpoints were fine-tuned from and adapters belong to.
         exclude: patterns of tensors to leave out.
 
     Raises:
@@ -36,8 +37,8 @@ def open_vector(
     library, colon, task = spec.rpartition(":")
     if colon and not Path(spec).exists() and Path(library).exists():
         return _without(Basis.open(library)[task], exclude)
-    store = open_tensors(spec)
-    record = stored.decode(store)
+    adapter = is_adapter(spec)
+    record = None if adapter else stored.decode(open_tensors(spec))
     if record is not None and record["kind"] == stored.VECTOR:
         return _without(TaskVector.open(spec), exclude)
     if record is not None and record["kind"] != stored.BASIS:
@@ -47,9 +48,9 @@ def open_vector(
         known = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
         raise UsageError(f"{spec} is a basis; name one of its tasks as {spec}:NAME ({known})")
     if base is None:
+        what = "an adapter" if adapter else "a checkpoint, not a task vector"
         raise UsageError(
-            f"{spec} is a checkpoint, not a task vector; pass its base with --base, or extract "
-            "the vector first"
+            f"{spec} is {what}; pass its base with --base, or extract the vector first"
         )
     return TaskVector(base, spec, exclude)
 
@@ -105,6 +106,9 @@ def _tensor_names(spec: str, base: Checkpoint | None) -> set[str]:
     """What a pattern may match: the tensors of the vector or checkpoint, and of its base."""
     library, colon, _ = spec.rpartition(":")
     path = library if colon and not Path(spec).exists() and Path(library).exists() else spec
+    if is_adapter(path):
+        adapter = open_adapter(path)
+        return {*adapter.infos, *adapter.copies, *(base.store if base is not None else ())}
     found = open_any(path)
     if isinstance(found, Basis):
         return {*found.contents.shapes, *found.contents.base.digests}
@@ -113,7 +117,7 @@ def _tensor_names(spec: str, base: Checkpoint | None) -> set[str]:
     return {*open_tensors(path), *(base.store if base is not None else ())}
 
 
-Anything = Checkpoint | TaskVector | Basis | Importance | Moments | Masks
+Anything = Checkpoint | TaskVector | Basis | Importance | Moments | Masks | Adapter
 
 _OPENERS: dict[str, Callable[[str | Path], Anything]] = {
     stored.VECTOR: TaskVector.open,
@@ -125,13 +129,15 @@ _OPENERS: dict[str, Callable[[str | Path], Anything]] = {
 
 
 def open_any(path: str | Path) -> Anything:
-    """Whatever stands at ``path``: a checkpoint, or what taskbasis writes.
+    """Whatever stands at ``path``: a checkpoint, an adapter, or what taskbasis writes.
 
     Raises:
         FileError: nothing readable is there.
     """
     if not Path(path).exists():
         raise FileError(f"{path}: no such file or folder")
+    if is_adapter(path):
+        return open_adapter(path)
     record = stored.decode(open_tensors(path))
     if record is None:
         return Checkpoint(path)

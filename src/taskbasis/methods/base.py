@@ -10,12 +10,19 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis.errors import UsageError
 from taskbasis.granularity import Granularity
 
 State = Sequence[Any]
 """What the stages of a method have found, one entry per stage, for the chunk's own group."""
 
 Need = Literal["ignored", "optional", "required"]
+
+Unit = Literal["element", "matrix", "tensor"]
+"""What is never cut: nothing, tensors of two axes or more, or any tensor."""
+
+PerVector = float | tuple[float, ...]
+"""One number for all vectors, or one for each."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +39,36 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Factors:
+    """A delta of low rank, as the product of two thin matrices: ``up @ down``.
+
+    Attributes:
+        up: [out, r] float64, multiplied by the vector's weight.
+        down: [r, in] float64; in is everything behind the tensor's first axis.
+    """
+
+    up: NDArray[np.float64]
+    down: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Chunk:
     """What a method sees at once: a stretch of one tensor, of all T vectors.
 
     Attributes:
-        deltas: [T, n] float32 (float64 for float64 tensors); may be overwritten.
+        deltas: [T, n] float32 (float64 for float64 tensors and for methods that are ``double``);
+            may be overwritten. Each has been multiplied by its vector's weight.
         scores: [T, n] float32 importance of every entry; None where the vectors have none.
         moments: one per vector, for methods that take whole tensors and ask for moments; None
             where a task has none of this tensor.
         tensor: the tensor's name.
         shape: of the whole tensor.
         start: where the stretch begins in the flattened tensor.
+        base: [n] the base's entries in the type of the deltas, for methods that ask for it.
+        weights: what every delta has been multiplied by, 0 never among them; empty means 1.
+        names: what the vectors are called; empty means by their numbers from 0.
+        factors: one per vector, for methods that ask for factors of whole matrices, where all
+            vectors have them; the deltas are then [T, 0].
     """
 
     deltas: NDArray[Any]
@@ -51,6 +77,18 @@ class Chunk:
     tensor: str = ""
     shape: tuple[int, ...] = ()
     start: int = 0
+    base: NDArray[Any] | None = None
+    weights: Sequence[float] = ()
+    names: Sequence[str] = ()
+    factors: Sequence[Factors] = ()
+
+    def vector_weights(self) -> NDArray[np.float64]:
+        """[T] what every delta has been multiplied by."""
+        return np.asarray(self.weights or np.ones(len(self.deltas)), np.float64)
+
+    def vector_names(self) -> Sequence[str]:
+        """What the T vectors are called."""
+        return self.names or [str(number) for number in range(len(self.deltas))]
 
 
 def summed(rows: NDArray[Any]) -> NDArray[Any]:
@@ -65,6 +103,20 @@ def summed(rows: NDArray[Any]) -> NDArray[Any]:
     return total
 
 
+def per_vector(value: PerVector, count: int, what: str) -> NDArray[np.float64]:
+    """[T]: an option that is one number for all vectors or one for each.
+
+    Raises:
+        UsageError: there are not as many numbers as vectors.
+
+    >>> per_vector(0.5, 2, "density").tolist(), per_vector((0.5, 0.3), 2, "density").tolist()
+    ([0.5, 0.5], [0.5, 0.3])
+    """
+    if isinstance(value, tuple) and len(value) != count:
+        raise UsageError(f"{what} has {len(value)} numbers for {count} vectors; give one for each")
+    return np.broadcast_to(np.asarray(value, np.float64), (count,))
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     """Combines the deltas of T task vectors, stretch by stretch.
@@ -74,15 +126,49 @@ class Method(ABC):
     model, a layer or a tensor) are summed in a fixed order, and ``finish`` turns the sum into
     what later stages and ``apply`` are given. Only sums cross stretches, so streaming and
     threads are one mechanism.
+
+    What a class says of itself, so that recipes, checks and the table of methods know it:
     """
 
     name: ClassVar[str]
-    whole: ClassVar[bool] = False
-    """Whether tensors are handed over whole, for methods that factorise matrices."""
+    formula: ClassVar[str]
+    """What it computes, in one line."""
+    source: ClassVar[str]
+    """Where it is from: authors, title, place, year."""
+    when: ClassVar[str]
+    """When to choose it, in one sentence."""
+    unit: ClassVar[Unit] = "element"
+    """What is never cut, for methods that look at rows or factorise matrices."""
+    takes: ClassVar[tuple[int, int | None]] = (1, None)
+    """The least and the most vectors; None: any number."""
+    base: ClassVar[Need] = "ignored"
+    """Whether it looks at the base's weights, not at deltas alone."""
     scores: ClassVar[Need] = "ignored"
     """Whether it takes importance scores."""
     moments: ClassVar[Need] = "ignored"
     """Whether it takes activation moments."""
+    factors: ClassVar[Need] = "ignored"
+    """Whether it takes deltas of low rank as factors."""
+    identity: ClassVar[bool] = False
+    """Whether it can make one model per task, which needs to know the task at inference."""
+    double: ClassVar[bool] = False
+    """Whether it is computed in float64, as what mixes weights and deltas should be."""
+    signed: ClassVar[bool] = True
+    """Whether -1 times a vector subtracts what the vector adds; not so for interpolations."""
+    keeps_base: ClassVar[bool] = True
+    """Whether vectors of zero give the base; not so where models are summed unnormalised."""
+    ordered: ClassVar[bool] = False
+    """Whether the order of the vectors may matter."""
+    float_sums: ClassVar[bool] = False
+    """Whether stages sum floats, so that the last bits depend on where tensors are cut."""
+
+    def count_text(self) -> str:
+        """How many vectors it takes, in words."""
+        least, most = self.takes
+        if most is None:
+            return f"{least} vector{'s' * (least > 1)} or more"
+        vectors = f"{most} vector{'s' * (most > 1)}"
+        return vectors if least == most else f"{least} to {vectors}"
 
     def stages(self) -> tuple[Granularity, ...]:
         """What the sums of each stage cover; no stages by default."""
@@ -92,11 +178,20 @@ class Method(ABC):
         """Whether stages look at deltas although there are scores; reading them takes time."""
         return True
 
-    def weights(self, count: int) -> NDArray[Any] | None:
-        """For a linear method the coefficients [T] of the vectors, so that fused kernels do the
-        work; None for the others."""
-        del count
+    def coefficients(self, weights: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """For a linear method the coefficients [T] of the weighted deltas, so that fused kernels
+        do the work; None for the others.
+
+        Args:
+            weights: [T] what the deltas have been multiplied by.
+        """
+        del weights
         return None
+
+    def gain(self) -> float:
+        """How many times ``sum_t |w_t tau_t|`` the result may be, entry by entry (or in norm,
+        for methods whose unit is not the element)."""
+        return 1.0
 
     def observe(self, stage: int, chunk: Chunk, state: State) -> NDArray[Any]:
         """What a stage needs of one stretch, as an array that is summed over its group.

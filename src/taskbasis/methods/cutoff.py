@@ -6,6 +6,7 @@ half of their bits, a second resolves the lower half of the bin that holds the k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,41 +15,54 @@ from numpy.typing import NDArray
 from taskbasis import counting
 from taskbasis.errors import UsageError, nearest
 from taskbasis.granularity import Granularity
+from taskbasis.methods.base import PerVector, per_vector
 
 Normalize = Literal["mean", "rank", "max"]
 
 _UPPER, _LOWER = 1 << 15, 1 << 16
+_INFINITE = 0x7F800000
 _SMALLEST, _LARGEST = (float(end) for end in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
 def count_upper(rows: NDArray[np.float32]) -> NDArray[np.int64]:
-    """[T, 2^15]: how many of each row's numbers fall in each bin of upper halves."""
+    """[T, 2^15]: how many of each row's magnitudes fall in each bin of upper halves."""
     counts = np.zeros((len(rows), _UPPER), np.int64)
     for row, count in zip(rows, counts, strict=True):
-        counting.count_upper(np.abs(row), count)  # -0.0 has a bin of its own beyond the last
+        counting.count_upper(row, count)  # the sign is no part of a bin's number
     return counts
 
 
 def count_lower(rows: NDArray[np.float32], bins: Any) -> NDArray[np.int64]:
-    """[T, 2^16]: the numbers of each row's own bin, by the lower half of their bits."""
+    """[T, 2^16]: the magnitudes of each row's own bin, by the lower half of their bits."""
     counts = np.zeros((len(rows), _LOWER), np.int64)
     for row, (upper, _), count in zip(rows, bins, counts, strict=True):
         counting.count_lower(np.abs(row), upper, count)
     return counts
 
 
-def find_bins(counts: NDArray[np.int64], density: float) -> list[tuple[int, int]]:
+def find_bins(
+    counts: NDArray[np.int64], density: PerVector, least: int = 1
+) -> list[tuple[int, int]]:
     """Per row, the bin of its k-th largest number and the rank within it.
 
-    ``k = max(1, floor(density * d))`` for d numbers.
+    ``k = max(least, floor(density * d))`` for d numbers; the cutoff of k = 0 is infinite.
     """
-    return [_locate(row, max(1, int(density * row.sum()))) for row in counts]
+    densities = per_vector(density, len(counts), "density")
+    sizes = counts.sum(axis=1)
+    return find_ranks(
+        counts, [max(least, int(d * n)) for d, n in zip(densities, sizes, strict=True)]
+    )
+
+
+def find_ranks(counts: NDArray[np.int64], ranks: Sequence[int]) -> list[tuple[int, int]]:
+    """Per row, the bin of its number of a given rank (1: the largest), and the rank within it."""
+    return [_locate(row, rank) for row, rank in zip(counts, ranks, strict=True)]
 
 
 def find_cutoffs(counts: NDArray[np.int64], bins: Any) -> NDArray[np.float32]:
-    """[T]: each row's k-th largest number."""
+    """[T]: each row's number of the rank that its bin was found for; infinite for rank 0."""
     words = [
-        (upper << 16) | _locate(row, rank)[0]
+        (upper << 16) | _locate(row, rank)[0] if rank else _INFINITE
         for row, (upper, rank) in zip(counts, bins, strict=True)
     ]
     return np.asarray(words, np.uint32).view(np.float32)
@@ -150,11 +164,12 @@ def check_scope(scope: str) -> None:
         raise UsageError(f"scope {scope!r} is unknown; {nearest(scope, get_args(Granularity))}")
 
 
-def check_density(density: float) -> None:
-    """Refuse a density outside (0, 1].
+def check_density(density: PerVector) -> None:
+    """Refuse a density outside (0, 1], for all vectors or for one.
 
     Raises:
         UsageError: naming it.
     """
-    if not 0 < density <= 1:
-        raise UsageError(f"a density of {density} keeps nothing sensible; use (0, 1]")
+    for number in density if isinstance(density, tuple) else (density,):
+        if not 0 < number <= 1:
+            raise UsageError(f"a density of {number} keeps nothing sensible; use (0, 1]")

@@ -15,6 +15,7 @@ from taskbasis.methods.base import summed
 from taskbasis.passes.reading import Stretch, chunk
 from taskbasis.passes.stages import Found, of_members
 from taskbasis.passes.tally import Tally
+from taskbasis.plan import Plan
 
 
 class Former(Protocol):
@@ -68,11 +69,13 @@ class Merged:
     """Outputs that methods make of groups of vectors.
 
     Attributes:
+        plan: what is read.
         parts: per output the method, the numbers of its vectors, and what its stages found.
         scale: multiplies every output.
         tally: what counts the entries that a selecting method keeps, if that is asked.
     """
 
+    plan: Plan
     parts: Sequence[tuple[Method, Sequence[int], Found]]
     scale: float = 1.0
     tally: Tally | None = None
@@ -87,7 +90,7 @@ class Merged:
                 stretch.base, stretch.words, False, nothing, add_base, out, stretch.rows, stats
             )
             return None
-        whole = chunk(stretch)
+        whole = chunk(stretch, self.plan, self.parts[0][0])
         factor = np.full((1, 1), self.scale, compute)
         rows = stretch.scratch.array("result rows", kernels.scratch_rows(1), compute)
         note = None

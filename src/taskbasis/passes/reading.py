@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from taskbasis import counting, kernels
 from taskbasis.engine import Scratch
 from taskbasis.errors import ValueProblem
+from taskbasis.io.lowrank import LowRank
 from taskbasis.io.tensors import TensorInfo
-from taskbasis.methods import Chunk, Moment
-from taskbasis.plan import Companion, Cut, Merge
+from taskbasis.methods import Chunk, Factors, Method, Moment
+from taskbasis.plan import Companion, Cut, Merge, Plan
+
+_NOTHING = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ def read_cut(merge: Merge, cut: Cut, scratch: Scratch) -> Stretch:
         base = scratch.array("base", (size,), merge.base.dtype.bits)
         merge.base.read(cut.start, cut.stop, base)
     rows = scratch.array("rows", kernels.scratch_rows(len(merge.rows)), compute)
+    if merge.factored:
+        return Stretch(merge, cut, scratch, base, _NOTHING, False, rows)
     alike = len({(info.dtype, sub) for info, sub in _inputs(merge)}) == 1 and not any(merge.masks)
     if alike:
         words = scratch.array("words", (len(merge.rows), size), merge.rows[0].dtype.bits)
@@ -91,18 +96,32 @@ def apply_mask(mask: TensorInfo, cut: Cut, row: NDArray[Any], scratch: Scratch) 
     counting.keep(bits, row)
 
 
-def chunk(stretch: Stretch, with_deltas: bool = True, vectors: int = 0) -> Chunk:
-    """What methods see of a stretch.
+def read_base(merge: Merge, cut: Cut, scratch: Scratch) -> Stretch:
+    """Read a cut of the base alone, where the plan wants it."""
+    base = None
+    if merge.base is not None:
+        base = scratch.array("base", (cut.stop - cut.start,), merge.base.dtype.bits)
+        merge.base.read(cut.start, cut.stop, base)
+    compute = np.float64 if merge.double else np.float32
+    return Stretch(merge, cut, scratch, base, _NOTHING, False, np.zeros((0, 0), compute))
+
+
+def chunk(stretch: Stretch, plan: Plan, method: Method, with_deltas: bool = True) -> Chunk:
+    """What a method sees of a stretch.
 
     Args:
-        with_deltas: whether the deltas are read; zeros of ``vectors`` stand for them otherwise.
+        with_deltas: whether the deltas are read; zeros stand for them otherwise.
 
     Raises:
         ValueProblem: a value is not finite.
     """
-    merge, cut = stretch.merge, stretch.cut
-    shape = (vectors or len(merge.mixing), cut.stop - cut.start)
-    deltas = widened(stretch) if with_deltas else np.broadcast_to(np.float32(0), shape)
+    merge, cut, compute = stretch.merge, stretch.cut, stretch.rows.dtype
+    nothing = np.broadcast_to(compute.type(0), (plan.vectors, cut.stop - cut.start))
+    factors = _factors(merge) if with_deltas and merge.factored else ()
+    if factors:
+        deltas = np.zeros((plan.vectors, 0), compute)
+    else:
+        deltas = widened(stretch) if with_deltas else nothing
     return Chunk(
         deltas,
         _scores(merge, cut, stretch.scratch),
@@ -110,7 +129,44 @@ def chunk(stretch: Stretch, with_deltas: bool = True, vectors: int = 0) -> Chunk
         merge.name,
         merge.shape,
         cut.start,
+        None if method.base == "ignored" else _base(stretch),
+        plan.weights,
+        plan.names,
+        factors,
     )
+
+
+def _factors(merge: Merge) -> list[Factors]:
+    """Per vector the factors of its weighted sum of rows: theirs, side by side.
+
+    Raises:
+        ValueProblem: a value is not finite.
+    """
+    rows = [info.blob.factors() for info in merge.rows if isinstance(info.blob, LowRank)]
+    if not all(np.all(np.isfinite(part)) for pair in rows for part in pair):
+        raise ValueProblem(not_finite(merge))
+    height = merge.shape[0]
+    width = merge.size // max(height, 1)
+    found = []
+    for numbers in merge.mixing:
+        used = [(n * up, down) for n, (up, down) in zip(numbers, rows, strict=True) if n]
+        ups, downs = [up for up, _ in used], [down for _, down in used]
+        found.append(
+            Factors(
+                np.concatenate([np.zeros((height, 0)), *ups], axis=1),
+                np.concatenate([np.zeros((0, width)), *downs], axis=0),
+            )
+        )
+    return found
+
+
+def _base(stretch: Stretch) -> NDArray[Any] | None:
+    """[n] the base's entries, in the type that is computed in."""
+    if stretch.base is None:
+        return None
+    out = stretch.scratch.array("base entries", stretch.base.shape, stretch.rows.dtype)
+    kernels.decode(stretch.base, out)
+    return out
 
 
 def _scores(merge: Merge, cut: Cut, scratch: Scratch) -> NDArray[np.float32] | None:

@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from taskbasis.engine import IN_FLIGHT, Engine, Scratch
 from taskbasis.granularity import Granularity, group_name
 from taskbasis.methods import Chunk, Method
-from taskbasis.passes.reading import Stretch, chunk, quietly, read_cut
+from taskbasis.passes.reading import chunk, quietly, read_base, read_cut
 from taskbasis.plan import Cut, Plan
 
-_NOTHING = np.zeros((0, 0), np.float32)
-_COUNTS = 8 << 16
-"""Bytes of the largest sum that a stage makes of one vector: counts by 16 bits."""
+_COUNTS = 16 << 16
+"""Bytes of the largest sum that a stage makes of one vector: two rows of counts by 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +53,11 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
         def work(cut: Cut, scratch: Scratch, stage: int = stage, known: Found = found) -> Any:
             merge = merges[cut.index]
             if blind or not merge.rows:
-                stretch = Stretch(merge, cut, scratch, None, _NOTHING, False, _NOTHING)
-                seen = chunk(stretch, with_deltas=False, vectors=plan.vectors)
+                stretch = read_base(merge, cut, scratch)
+                seen = chunk(stretch, plan, method, with_deltas=False)
             else:
                 with quietly():
-                    seen = chunk(read_cut(merge, cut, scratch))
+                    seen = chunk(read_cut(merge, cut, scratch), plan, method)
             return method.observe(stage, of_members(seen, members), known.of(merge.name))
 
         groups = [group_name(merges[cut.index].name, scope) for cut in cuts]
@@ -89,4 +86,7 @@ def of_members(whole: Chunk, members: Sequence[int]) -> Chunk:
         deltas=whole.deltas[chosen],
         scores=None if whole.scores is None else whole.scores[chosen],
         moments=[whole.moments[t] for t in chosen] if whole.moments else (),
+        weights=[whole.weights[t] for t in chosen] if whole.weights else (),
+        names=[whole.names[t] for t in chosen] if whole.names else (),
+        factors=[whole.factors[t] for t in chosen] if whole.factors else (),
     )

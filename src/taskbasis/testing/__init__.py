@@ -27,6 +27,7 @@ from taskbasis.testing.clauses import (
     check_pure,
     check_record,
     check_shape,
+    check_signs,
     check_stages,
     check_workers,
     check_zeros,
@@ -59,6 +60,7 @@ __all__ = [
     "check_pure",
     "check_record",
     "check_shape",
+    "check_signs",
     "check_stages",
     "check_workers",
     "check_zeros",
@@ -70,7 +72,9 @@ __all__ = [
 ]
 
 
-def check_method(method: Method, *, ordered: bool = False, tolerance: float = 0.0) -> None:
+def check_method(
+    method: Method, *, ordered: bool | None = None, tolerance: float | None = None
+) -> None:
     """Check that a method keeps its contract.
 
     A method that takes scores or moments is tried with them, too; one that requires them, never
@@ -78,23 +82,23 @@ def check_method(method: Method, *, ordered: bool = False, tolerance: float = 0.
 
     Args:
         method: the method, with the options it is to be tried with.
-        ordered: whether its result may depend on the order of the vectors. Say so in the
-            method's docstring, too.
+        ordered: whether its result may depend on the order of the vectors; as its class says, by
+            default. Say so in the method's docstring, too.
         tolerance: how far, relative to the largest entry, results may differ when vectors are cut
-            elsewhere. 0 means the same bits, which a method without stages, or with stages that
-            count, always gives; one whose stages sum floats needs about 1e-6.
+            elsewhere. 0, the default, means the same bits, which a method without stages, or with
+            stages that count, always gives; for one that says ``float_sums`` it is 1e-6.
 
     Raises:
         BrokenContract: naming the first clause that is broken.
 
-    >>> from taskbasis.methods import MagMax, TaskArithmetic
-    >>> check_method(TaskArithmetic())
-    >>> check_method(MagMax())
+    >>> from taskbasis.methods import method
+    >>> check_method(method("task_arithmetic"))
+    >>> check_method(method("magmax"), ordered=False)
     Traceback (most recent call last):
         ...
     taskbasis.testing.clauses.BrokenContract: magmax: the order of the vectors changes the result; \
 declare it with ordered=True where that is meant
-    >>> check_method(MagMax(), ordered=True)
+    >>> check_method(method("magmax"))
     """
     check_record(method)
     check_needs(method)
@@ -104,8 +108,10 @@ declare it with ordered=True where that is meant
     check_pure(method)
     check_learnt(method)
     check_stages(method)
-    check_cuts(method, tolerance)
+    default = 1e-6 if method.float_sums else 0.0
+    check_cuts(method, default if tolerance is None else tolerance)
     check_workers(method)
     check_linear(method)
-    if not ordered:
+    check_signs(method)
+    if not (method.ordered if ordered is None else ordered):
         check_order(method)

@@ -10,14 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.methods import Method
-from taskbasis.methods.base import Need
-from taskbasis.testing.trials import LENGTH, samples, trials
+from taskbasis.methods.base import Need, Unit
+from taskbasis.testing.trials import LENGTH, trials
 
 COUNTS = (1, 2, 5)
 """How many vectors the clauses are tried with."""
 
 WORKERS = (1, 2, 5)
 """How many workers the result must not depend on."""
+
+
+def counts(method: Method) -> list[int]:
+    """How many vectors a method is tried with: those counts that it takes."""
+    least, most = method.takes
+    return [n for n in sorted({*COUNTS, least}) if least <= n and (most is None or n <= most)]
 
 
 class BrokenContract(AssertionError):
@@ -34,18 +40,27 @@ def check_record(method: Method) -> None:
         method,
         "its class is not decorated with @dataclass(frozen=True)",
     )
+    for what in ("formula", "source", "when"):
+        text = getattr(method, what, None)
+        _demand(
+            isinstance(text, str) and bool(text) and "\n" not in text,
+            method,
+            f"it says nothing of its {what!r}, in one line",
+        )
     options = {field.name: getattr(method, field.name) for field in fields(method)}
+    options = {name: list(v) if isinstance(v, tuple) else v for name, v in options.items()}
     try:
         again = json.loads(json.dumps(options))
     except TypeError:
         again = None
     _demand(again == options, method, "its options are not numbers, words, true or false")
+    options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
     _demand(type(method)(**options) == method, method, "its options do not make it again")
 
 
 def check_needs(method: Method) -> None:
-    """It says which of scores and moments it takes; with moments it takes whole tensors."""
-    for what in ("scores", "moments"):
+    """It says what it takes: the base, scores, moments (with whole matrices), how many vectors."""
+    for what in ("base", "scores", "moments", "factors"):
         need = getattr(method, what)
         _demand(
             need in get_args(Need),
@@ -53,36 +68,48 @@ def check_needs(method: Method) -> None:
             f"its need of {what} is {need!r}, none of {', '.join(get_args(Need))}",
         )
     _demand(
-        method.moments == "ignored" or method.whole,
+        method.unit in get_args(Unit),
         method,
-        "it takes moments, but tensors in parts; say whole = True",
+        f"its unit is {method.unit!r}, none of {', '.join(get_args(Unit))}",
+    )
+    _demand(
+        method.moments == "ignored" or method.unit != "element",
+        method,
+        'it takes moments, but matrices in parts; say unit = "matrix"',
+    )
+    least, most = method.takes
+    _demand(
+        least >= 1 and (most is None or least <= most),
+        method,
+        f"it takes from {least} to {most} vectors, which are none",
     )
 
 
 def check_shape(method: Method) -> None:
     """From [T, n] it makes [n], in the dtype that it was given."""
-    for count in COUNTS:
+    for count in counts(method):
         for dtype in (np.float32, np.float64):
             for trial in trials(method, count, dtype=dtype):
                 vectors, found = trial.vectors, trial.merged(method)
+                computed = np.dtype(np.float64) if method.double else vectors.dtype
                 _demand(
-                    found.shape == vectors.shape[1:] and found.dtype == vectors.dtype,
+                    found.shape == vectors.shape[1:] and found.dtype == computed,
                     method,
-                    f"{vectors.dtype} of shape {vectors.shape} becomes {found.dtype} of shape "
+                    f"{computed} of shape {vectors.shape} becomes {found.dtype} of shape "
                     f"{found.shape}",
                 )
 
 
 def check_finite(method: Method) -> None:
     """One vector, one entry and no entry at all are nothing special; nothing blows up."""
-    for count in COUNTS:
+    for count in counts(method):
         for length in (0, 1, LENGTH):
             for trial in trials(method, count, length):
                 for signed in (trial, replace(trial, vectors=-trial.vectors)):
                     with np.errstate(all="ignore"):
                         found = signed.merged(method)
                     _demand(
-                        found.shape == (trial.length,) and bool(np.all(np.isfinite(found))),
+                        found.shape == trial.vectors.shape[1:] and bool(np.all(np.isfinite(found))),
                         method,
                         f"the result of {count} finite vectors of {trial.length} entries is not "
                         "finite",
@@ -90,8 +117,10 @@ def check_finite(method: Method) -> None:
 
 
 def check_zeros(method: Method) -> None:
-    """Zero vectors give zero: the base comes back as it is."""
-    for count in COUNTS:
+    """Zero vectors give zero: the base comes back as it is, unless the method says otherwise."""
+    if not method.keeps_base:
+        return
+    for count in counts(method):
         for trial in trials(method, count):
             found = replace(trial, vectors=np.zeros_like(trial.vectors)).merged(method)
             _demand(not np.any(found), method, "zero vectors do not give zero")
@@ -99,7 +128,7 @@ def check_zeros(method: Method) -> None:
 
 def check_pure(method: Method) -> None:
     """The same vectors give the same bits again, and no call leaves a trace in the method."""
-    for count in COUNTS:
+    for count in counts(method):
         for trial in trials(method, count):
             before = repr(method)
             first, second = trial.merged(method), trial.merged(method)
@@ -109,7 +138,7 @@ def check_pure(method: Method) -> None:
 
 def check_learnt(method: Method) -> None:
     """Scores and moments are left as they are; only the deltas may be overwritten."""
-    for count in COUNTS:
+    for count in counts(method):
         for trial, before in zip(trials(method, count), trials(method, count), strict=True):
             trial.merged(method)
             if trial.scores is not None and before.scores is not None:
@@ -124,7 +153,7 @@ def check_stages(method: Method) -> None:
     """Stages that say they see no deltas where there are scores do not depend on them."""
     if method.stages_see_deltas():
         return
-    for count in COUNTS:
+    for count in counts(method):
         for trial in trials(method, count):
             if trial.scores is not None:
                 blind, seeing = (trial.merged(method, blind=blind) for blind in (True, False))
@@ -137,11 +166,9 @@ def check_cuts(method: Method, tolerance: float = 0.0) -> None:
     Args:
         tolerance: as for :func:`check_method`.
     """
-    if method.whole:
-        return
     places = [[*range(0, LENGTH, step), LENGTH] for step in (11, 64, 330)]
     places += [[*range(20), LENGTH], [0, 0, 100, 100, LENGTH]]
-    for count in COUNTS:
+    for count in counts(method):
         for trial in trials(method, count):
             whole = trial.merged(method)
             for borders in places:
@@ -155,7 +182,7 @@ def check_cuts(method: Method, tolerance: float = 0.0) -> None:
 
 def check_workers(method: Method) -> None:
     """The same bits for any number of workers."""
-    for trial in trials(method, 3):
+    for trial in trials(method, counts(method)[-1]):
         borders = [*range(0, trial.length, 17), trial.length]
         alone = trial.merged(method, borders)
         for workers in WORKERS:
@@ -164,40 +191,71 @@ def check_workers(method: Method) -> None:
 
 
 def check_linear(method: Method) -> None:
-    """A method that gives weights is that weighted sum; one vector times -1 is subtracted.
+    """A method that gives coefficients is that sum; one vector of weight 1 is itself.
 
-    For one vector v this says ``base + merged(-v) == base - v``, bit for bit. Methods that are
-    not linear give no weights and are left alone.
+    Methods that are not linear give none and are left alone.
     """
-    if method.weights(1) is None:
+    if method.coefficients(np.ones(method.takes[0])) is None:
         return
-    for count in COUNTS:
-        weights = np.asarray(method.weights(count), np.float64)
-        _demand(weights.shape == (count,), method, f"{count} vectors need {count} weights")
+    for count in counts(method):
         for trial in trials(method, count, dtype=np.float64):
+            given = np.asarray(trial.weights or np.ones(count))
+            found = np.asarray(method.coefficients(given), np.float64)
+            _demand(found.shape == (count,), method, f"{count} vectors need {count} coefficients")
             vectors = trial.vectors
-            wanted = weights @ vectors
             _demand(
-                _near(trial.merged(method), wanted, 1e-12, np.abs(weights) @ np.abs(vectors)),
+                _near(
+                    trial.merged(method), found @ vectors, 1e-12, np.abs(found) @ np.abs(vectors)
+                ),
                 method,
-                "the result is not the sum that its weights promise",
+                "the result is not the sum that its coefficients promise",
             )
-    for trial in trials(method, 1):
-        base = samples(1, trial.length)[1][0]
-        found = base + replace(trial, vectors=-trial.vectors).merged(method)
-        wanted = base - trial.vectors[0]
-        _demand(_same(found, wanted), method, "-1 times a vector does not subtract it")
-    _demand(
-        float(np.asarray(method.weights(1))[0]) == 1.0, method, "one vector weighs other than 1"
-    )
+    if method.takes[0] == 1:
+        one = np.asarray(method.coefficients(np.ones(1)))
+        _demand(float(one[0]) == 1.0, method, "one vector counts other than 1")
+
+
+def check_signs(method: Method) -> None:
+    """Weight -1 subtracts what weight 1 adds, and weights of both signs never blow up.
+
+    One vector of weight -1 gives minus what it gives with 1; and two vectors a and b of weights 1
+    and -0.9 give at most ``gain() * (|a| + 0.9 |b|)``, entry by entry, or in norm where matrices
+    are not cut. Methods that say they are not ``signed`` are left alone.
+    """
+    if not method.signed:
+        return
+    least, most = method.takes
+    for trial in trials(method, 1) if least == 1 else ():
+        added, subtracted = trial.merged(method), trial.negated().merged(method)
+        _demand(
+            _near(subtracted, -added, 0.0 if method.unit == "element" else 1e-5),
+            method,
+            "-1 times a vector does not subtract it",
+        )
+    for trial in trials(method, 2) if least <= 2 and (most is None or most >= 2) else ():
+        if trial.weights:
+            continue
+        pair = replace(
+            trial,
+            vectors=trial.vectors * np.asarray([[1.0], [-0.9]], trial.vectors.dtype),
+            weights=(1.0, -0.9),
+        )
+        found, bound = np.abs(pair.merged(method)), np.abs(pair.vectors).sum(axis=0)
+        if method.unit != "element" or method.base != "ignored":
+            found, bound = np.linalg.norm(found), np.linalg.norm(pair.vectors, axis=1).sum()
+        _demand(
+            bool(np.all(found <= method.gain() * bound * (1 + 1e-5))),
+            method,
+            "vectors of weights 1 and -0.9 give more than their sizes together",
+        )
 
 
 def check_order(method: Method) -> None:
     """The order of the vectors is immaterial, up to the rounding of their sum."""
-    for count in COUNTS:
+    for count in counts(method):
         for trial in trials(method, count):
             wanted, size = trial.merged(method), np.abs(trial.vectors).sum(axis=0)
-            if trial.moments:  # entries of a row are mixed
+            if method.unit != "element" or method.base != "ignored":  # entries are mixed
                 size = np.max(size, initial=0.0)
             places = list(range(count))
             for order in (places[::-1], [*places[-1:], *places[:-1]]):

@@ -27,27 +27,76 @@ class Trial:
     """What a method is tried on.
 
     Attributes:
-        vectors: [T, d].
+        vectors: [T, d], each multiplied by its weight.
         scores: [T, d] float32, or None.
         moments: one per vector, or none.
         shape: of the tensor; [d] unless said otherwise.
+        base: [d] the base's weights; zeros unless said otherwise.
+        weights: what the vectors have been multiplied by; none means 1.
+        names: what the vectors are called; none means by their numbers.
+        tensor: the tensor's name.
     """
 
     vectors: Vectors
     scores: NDArray[np.float32] | None = None
     moments: tuple[Moment | None, ...] = ()
     shape: tuple[int, ...] | None = None
+    base: Vectors | None = None
+    weights: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
+    tensor: str = "tensor"
 
     @property
     def length(self) -> int:
         """The entries of each vector."""
         return int(self.vectors.shape[1])
 
+    @property
+    def whole_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor."""
+        return (self.length,) if self.shape is None else self.shape
+
     def turned(self, order: Sequence[int]) -> Trial:
         """The same with the vectors in another order."""
-        scores = None if self.scores is None else self.scores[list(order)]
-        moments = tuple(self.moments[t] for t in order) if self.moments else ()
-        return replace(self, vectors=self.vectors[list(order)], scores=scores, moments=moments)
+        names = self.names or tuple(map(str, range(len(self.vectors))))
+        return replace(
+            self,
+            vectors=self.vectors[list(order)],
+            scores=None if self.scores is None else self.scores[list(order)],
+            moments=tuple(self.moments[t] for t in order) if self.moments else (),
+            weights=tuple(self.weights[t] for t in order) if self.weights else (),
+            names=tuple(names[t] for t in order),
+        )
+
+    def negated(self) -> Trial:
+        """The same with every weight times -1."""
+        weights = self.weights or (1.0,) * len(self.vectors)
+        return replace(self, vectors=-self.vectors, weights=tuple(-w for w in weights))
+
+    def chunk(
+        self, method: Method, cut: tuple[int, int] | None = None, blind: bool = False
+    ) -> Chunk:
+        """What a method sees of a stretch; a copy, since it may overwrite what it is given.
+
+        Args:
+            cut: where the stretch begins and ends; everything by default.
+            blind: whether zeros stand for the deltas.
+        """
+        start, stop = cut or (0, self.length)
+        dtype = np.float64 if method.double else self.vectors.dtype
+        vectors = np.zeros_like(self.vectors) if blind else self.vectors
+        base = np.zeros(self.length) if self.base is None else self.base
+        return Chunk(
+            vectors[:, start:stop].astype(dtype),
+            None if self.scores is None else self.scores[:, start:stop],
+            self.moments,
+            self.tensor,
+            self.whole_shape,
+            start,
+            None if method.base == "ignored" else base[start:stop].astype(dtype),
+            self.weights,
+            self.names,
+        )
 
     def merged(
         self,
@@ -56,9 +105,42 @@ class Trial:
         workers: int = 1,
         blind: bool | None = None,
     ) -> NDArray[Any]:
-        """What a method makes of it, as :func:`merged` has it."""
-        vectors, scores = self.vectors, self.scores
-        return merged(method, vectors, borders, workers, scores, self.moments, self.shape, blind)
+        """What a method makes of it [d], formed stretch by stretch as by the engine.
+
+        Args:
+            borders: where the vectors are cut, from 0 to d, if the method's unit allows it; by
+                default they are not cut.
+            workers: how many threads work on the stretches.
+            blind: whether zeros stand for the deltas in stages; where there are scores, as the
+                method asks, by default.
+        """
+        places = [0, self.length] if borders is None or self.uncut(method) else list(borders)
+        cuts = list(pairwise(places))
+        if blind is None:
+            blind = self.scores is not None and not method.stages_see_deltas()
+        state: tuple[Any, ...] = ()
+        for stage, _ in enumerate(method.stages()):
+
+            def observe(
+                cut: tuple[int, int], _: Scratch, stage: int = stage, s: Any = state
+            ) -> NDArray[Any]:
+                return method.observe(stage, self.chunk(method, cut, blind), s)
+
+            total: Any = 0
+            for partial in Engine(workers).map(observe, cuts, _length, method.name):
+                total = total + partial
+            state = (*state, method.finish(stage, total, state))
+
+        def apply(cut: tuple[int, int], _: Scratch) -> NDArray[Any]:
+            return np.array(method.apply(self.chunk(method, cut), state))
+
+        parts = list(Engine(workers).map(apply, cuts, _length, method.name))
+        return np.concatenate(parts) if parts else np.zeros(0, self.vectors.dtype)
+
+    def uncut(self, method: Method) -> bool:
+        """Whether the method must see the tensor whole."""
+        flat = len(self.whole_shape) < 2 and not self.moments
+        return method.unit == "tensor" or (method.unit == "matrix" and not flat)
 
 
 def merged(
@@ -66,59 +148,21 @@ def merged(
     vectors: Vectors,
     borders: Sequence[int] | None = None,
     workers: int = 1,
-    scores: Vectors | None = None,
-    moments: Sequence[Moment | None] = (),
-    shape: tuple[int, ...] | None = None,
+    *,
     blind: bool | None = None,
+    **more: Any,
 ) -> NDArray[Any]:
     """The merged delta [d] of whole vectors [T, d], formed stretch by stretch as by the engine.
 
     Args:
-        borders: where the vectors are cut, from 0 to d; by default they are not cut.
-        workers: how many threads work on the stretches.
-        scores: [T, d] float32, for methods that take importance.
-        moments: one per vector, for methods that take them.
-        shape: of the tensor that the vectors are flattened from; [d] by default.
-        blind: whether zeros stand for the deltas in stages; where there are scores, as the method
-            asks, by default.
+        borders, workers, blind: as for :meth:`Trial.merged`.
+        more: further attributes of the :class:`Trial`, such as scores or the shape.
 
-    >>> from taskbasis.methods import Ties
-    >>> merged(Ties(density=0.5), np.array([[1.0, 2.0, 3.0, 4.0]]), borders=[0, 1, 4])
+    >>> from taskbasis.methods import method
+    >>> merged(method("ties", density=0.5), np.array([[1.0, 2.0, 3.0, 4.0]]), borders=[0, 1, 4])
     array([0., 0., 3., 4.])
     """
-    places = [0, vectors.shape[1]] if borders is None or method.whole else list(borders)
-    cuts = list(pairwise(places))
-
-    def chunk(cut: tuple[int, int], blind: bool = False) -> Chunk:
-        seen = None if scores is None else scores[:, cut[0] : cut[1]]
-        whole = vectors.shape[1:] if shape is None else shape
-        deltas = _stretch(np.zeros_like(vectors) if blind else vectors, cut)
-        return Chunk(deltas, seen, moments, "tensor", whole, cut[0])
-
-    if blind is None:
-        blind = scores is not None and not method.stages_see_deltas()
-
-    state: tuple[Any, ...] = ()
-    for stage, _ in enumerate(method.stages()):
-
-        def observe(cut: tuple[int, int], _: Scratch, stage: int = stage, s: Any = state) -> Any:
-            return method.observe(stage, chunk(cut, blind), s)
-
-        total: Any = 0
-        for partial in Engine(workers).map(observe, cuts, _length, method.name):
-            total = total + partial
-        state = (*state, method.finish(stage, total, state))
-
-    def apply(cut: tuple[int, int], _: Scratch) -> NDArray[Any]:
-        return np.array(method.apply(chunk(cut), state))
-
-    parts = list(Engine(workers).map(apply, cuts, _length, method.name))
-    return np.concatenate(parts) if parts else np.zeros(0, vectors.dtype)
-
-
-def _stretch(vectors: Vectors, cut: tuple[int, int]) -> Vectors:
-    """A copy, since a method may overwrite what it is given."""
-    return np.array(vectors[:, cut[0] : cut[1]])
+    return Trial(vectors, **more).merged(method, borders, workers, blind)
 
 
 def _length(cut: tuple[int, int]) -> int:
@@ -188,17 +232,57 @@ def _moment(x: NDArray[Any]) -> Moment:
 def trials(
     method: Method, count: int, length: int = LENGTH, dtype: Any = np.float32
 ) -> list[Trial]:
-    """All that a clause tries a method on, with scores and moments where it takes them."""
+    """All that a clause tries a method on, with what it takes: scores, moments, the base's weights.
+
+    Flat tensors, and matrices where the method never cuts them; the last ones with weights of both
+    signs.
+    """
+    if method.moments == "ignored":
+        found = _plain_trials(method, count, length, dtype)
+    else:
+        found = _moment_trials(method, count, length, dtype)
+    if method.base == "ignored":
+        return found
+    return [replace(trial, base=base_sample(trial.length, dtype)) for trial in found]
+
+
+def _plain_trials(method: Method, count: int, length: int, dtype: Any) -> list[Trial]:
     plain = samples(count, length, dtype)
-    found = []
-    if "required" not in (method.scores, method.moments):
-        found += [Trial(vectors) for vectors in plain]
+    found = [] if method.scores == "required" else [Trial(vectors) for vectors in plain]
     if method.scores != "ignored":
         pairs = zip([*plain, plain[0]], score_samples(count, length), strict=True)
         found += [Trial(vectors, scores) for vectors, scores in pairs]
-    if method.moments == "ignored":
-        return found
-    wide = samples(count, length * INPUTS, dtype)
+    if method.unit != "element":
+        wide = samples(count, length * INPUTS, dtype)
+        found += [Trial(vectors, shape=(length, INPUTS)) for vectors in wide]
+        found += [Trial(wide[0], shape=(INPUTS, length))]
+        deep = samples(count, INPUTS * 3 * 2, dtype)
+        found += [Trial(vectors, shape=(INPUTS, 3, 2)) for vectors in deep]
+        found = [_with_ones(trial) if method.scores == "required" else trial for trial in found]
+    return [*found, weighted(found[0]), weighted(found[-1])]
+
+
+def weighted(trial: Trial) -> Trial:
+    """The trial with weights of both signs."""
+    weights = tuple(float(w) for w in np.resize([1.0, -0.9, 0.5, 2.0, -0.25], len(trial.vectors)))
+    column = np.asarray(weights, trial.vectors.dtype)[:, None]
+    return replace(trial, vectors=trial.vectors * column, weights=weights)
+
+
+def base_sample(length: int, dtype: Any = np.float32) -> Vectors:
+    """Base weights [d] that go with :func:`samples`."""
+    return np.asarray(np.random.default_rng([length, 3]).standard_normal(length) * 3, dtype)
+
+
+def _with_ones(trial: Trial) -> Trial:
+    if trial.scores is not None:
+        return trial
+    return replace(trial, scores=np.ones(trial.vectors.shape, np.float32))
+
+
+def _moment_trials(method: Method, count: int, length: int, dtype: Any) -> list[Trial]:
+    plain, wide = samples(count, length, dtype), samples(count, length * INPUTS, dtype)
+    found = [] if method.moments == "required" else [Trial(vectors) for vectors in plain]
     for at, moments in enumerate(moment_samples(count)):
         turned = [m if m is None else Moment(m.values, True) for m in moments]
         found.append(Trial(wide[at % 3], None, tuple(moments), (length, INPUTS)))
@@ -208,7 +292,5 @@ def trials(
         found.append(Trial(plain[at % 3], None, diagonals))
         found.append(Trial(wide[at % 3], None, diagonals, (length, INPUTS)))
     found.append(Trial(plain[0], None, (None,) * count))
-    if method.scores == "required":
-        ones = [np.ones(trial.vectors.shape, np.float32) for trial in found]
-        found = [replace(t, scores=s) for t, s in zip(found, ones, strict=True)]
-    return found
+    found.append(weighted(found[0]))
+    return [_with_ones(trial) if method.scores == "required" else trial for trial in found]

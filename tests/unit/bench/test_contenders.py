@@ -17,7 +17,7 @@ from taskbasis.bench.contenders import (
 from taskbasis.bench.store import digest, slug
 from taskbasis.errors import UsageError
 from taskbasis.learn import How
-from taskbasis.methods import METHODS, method
+from taskbasis.methods import method, registered
 
 
 def test_labels_and_their_files_are_distinct() -> None:
@@ -29,7 +29,7 @@ def test_labels_and_their_files_are_distinct() -> None:
 
 def test_every_method_exists_with_its_options() -> None:
     for one in contenders():
-        assert one.recipe.method in METHODS, one.label
+        assert one.recipe.method in registered(), one.label
         options = dict(one.recipe.options)
         made = method(one.recipe.method, **options)
         assert all(getattr(made, name) == value for name, value in options.items())

@@ -135,5 +135,5 @@ def test_what_cannot_be_measured_says_why(lab: Lab) -> None:
 def test_drawn_methods_take_the_worlds_seed(lab: Lab) -> None:
     world = World(lab.world.base, lab.world.tuned, lab.world.tasks, lab.world.control, 5)
     other = Lab(world, lab.place, 8, print)
-    recipe = Recipe("dare", {"density": 0.5})
+    recipe = Recipe("dare_linear", {"density": 0.5})
     assert (lab._method(recipe, None).seed, other._method(recipe, None).seed) == (0, 5)  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ from taskbasis.methods.cutoff import (
     counted,
     find_bins,
     find_cutoffs,
+    find_ranks,
 )
 
 Matrix = NDArray[Any]
@@ -61,6 +62,38 @@ def test_rows_are_counted_apart_and_columns_of_a_larger_array_too() -> None:
     rows = np.array([[1, 2, 3, 9], [9, 8, 0, 7]], np.float32)
     assert cutoffs(rows[:, :3], 0.34, []).tolist() == [3, 9]
     assert cutoffs(rows[:, 1:], 1.0, [1]).tolist() == [2, 0]
+
+
+def test_signs_are_no_part_of_a_magnitude() -> None:
+    rows = np.array([[-3, 2, -1, 0, -0.0]], np.float32)
+    found = [cutoffs(rows, share, [2])[0] for share in (0.2, 0.4, 0.6, 1.0)]
+    assert found == [3, 2, 1, 0]
+
+
+def test_each_row_may_have_its_own_density() -> None:
+    rows = np.array([[4, 3, 2, 1], [4, 3, 2, 1]], np.float32)
+    counts = count_upper(rows)
+    bins = find_bins(counts, (0.25, 0.75))
+    assert find_cutoffs(count_lower(rows, bins), bins).tolist() == [4, 2]
+    with pytest.raises(UsageError, match="density has 3 numbers for 2 vectors"):
+        find_bins(counts, (0.1, 0.2, 0.3))
+
+
+def test_rank_zero_has_an_infinite_cutoff() -> None:
+    rows = np.array([[1e38, 3, 2]], np.float32)
+    bins = find_bins(count_upper(rows), 0.3, least=0)
+    assert find_cutoffs(count_lower(rows, bins), bins).tolist() == [np.inf]
+
+
+@small
+@given(rows_of_bits, st.data())
+def test_any_rank_is_found(bits: Matrix, data: st.DataObject) -> None:
+    rows = bits.view(np.float32)
+    ranks = [data.draw(st.integers(1, rows.shape[1])) for _ in rows]
+    bins = find_ranks(count_upper(rows), ranks)
+    found = find_cutoffs(count_lower(rows, bins), bins)
+    wanted = [np.sort(row)[-rank] for row, rank in zip(rows, ranks, strict=True)]
+    np.testing.assert_array_equal(found, wanted)
 
 
 # What scores are divided by, and ranked among
@@ -163,6 +196,7 @@ def test_tiny_scores_are_divided_as_others_are() -> None:
         (check_normalize, "mea", "normalize 'mea' is unknown; did you mean 'mean'?"),
         (check_density, 0.0, "a density of 0.0 keeps nothing sensible"),
         (check_density, 1.5, "use (0, 1]"),
+        (check_density, (0.5, 1.5), "a density of 1.5"),
         (check_density, float("nan"), "a density of nan"),
     ],
 )

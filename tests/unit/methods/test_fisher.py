@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError
-from taskbasis.methods import Average, Chunk, Fisher, method
-from taskbasis.methods.fisher import weighted_mean
+from taskbasis.merging import merge
+from taskbasis.methods import Chunk, method
+from taskbasis.methods.averaging.average import Average
+from taskbasis.methods.learnt.fisher import Fisher, weighted_mean
 from taskbasis.testing import merged
-from taskbasis.vectors import Checkpoint, TaskVector, merge
+from taskbasis.vectors import Checkpoint, TaskVector
 
 Matrix = NDArray[Any]
 

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from taskbasis.methods import Average, Chunk, Lot, Moment, RegMean
+from taskbasis.merging import merge
+from taskbasis.methods import Chunk, Moment
+from taskbasis.methods.averaging.average import Average
+from taskbasis.methods.learnt.lot import Lot
+from taskbasis.methods.learnt.regmean import RegMean
 from taskbasis.testing import merged
-from taskbasis.vectors import TaskVector, merge
+from taskbasis.vectors import TaskVector
 
 Matrix = NDArray[Any]
 

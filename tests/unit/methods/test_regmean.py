@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from taskbasis.engine import Engine
 from taskbasis.errors import MismatchError, UsageError, ValueProblem
-from taskbasis.methods import Average, Chunk, Lot, Moment, RegMean, method
+from taskbasis.merging import merge
+from taskbasis.methods import Chunk, Moment, method
+from taskbasis.methods.averaging.average import Average
+from taskbasis.methods.learnt.lot import Lot
+from taskbasis.methods.learnt.regmean import RegMean
 from taskbasis.testing import merged
-from taskbasis.vectors import TaskVector, merge
+from taskbasis.vectors import TaskVector
 
 Matrix = NDArray[Any]
 

@@ -16,14 +16,18 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from taskbasis import plan as plan_module
 from taskbasis.engine import Engine
 from taskbasis.errors import MismatchError, UsageError
 from taskbasis.kernels import BLOCK
-from taskbasis.methods import Average, Chunk, Sta, TaskArithmetic, method
+from taskbasis.merging import merge
+from taskbasis.methods import Chunk, method
+from taskbasis.methods.averaging.average import Average
+from taskbasis.methods.elementwise.task_arithmetic import TaskArithmetic
+from taskbasis.methods.learnt.sta import Sta
+from taskbasis.plan import cutting as plan_module
 from taskbasis.scores import Importance
 from taskbasis.testing import merged
-from taskbasis.vectors import Checkpoint, TaskVector, merge
+from taskbasis.vectors import Checkpoint, TaskVector
 
 Matrix = NDArray[Any]
 
@@ -226,9 +230,9 @@ def test_stages_are_asked_for_only_where_they_are_needed() -> None:
     assert Sta(0.5, exclusive=False).stages() == ("tensor", "tensor")
     assert Sta(0.5, "layer").stages() == ("tensor", "layer", "layer")
     assert Sta(1.0, exclusive=True).stages() == Sta(1.0, threshold=1.0).stages() == ("tensor",)
-    assert Sta(1.0).weights(3) is not None
+    assert Sta(1.0).coefficients(np.ones(3)) is not None
     for of in (Sta(0.5), Sta(1.0, exclusive=True), Sta(1.0, threshold=0.1)):
-        assert of.weights(3) is None
+        assert of.coefficients(np.ones(3)) is None
 
 
 # As files

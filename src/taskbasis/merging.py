@@ -1,0 +1,70 @@
+"""Merging task vectors onto a base: what people call, in one function each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from taskbasis.errors import UsageError
+from taskbasis.methods import Method
+from taskbasis.methods.elementwise.task_arithmetic import TaskArithmetic
+from taskbasis.scores import Importance, Moments
+from taskbasis.vectors import Checkpoint, EditedModel, TaskVector, as_checkpoint
+
+
+def merge(
+    base: str | Path | Checkpoint,
+    vectors: Iterable[TaskVector] | Mapping[str, TaskVector],
+    method: Method | None = None,
+    scale: float = 1.0,
+    scores: Iterable[Importance] = (),
+    moments: Iterable[Moments] = (),
+    onto: str | Path | Checkpoint | None = None,
+    weights: Sequence[float] = (),
+) -> EditedModel:
+    """The weights ``base + scale * method(weights * vectors)``, not computed yet.
+
+    Args:
+        base: the weights that are added to.
+        vectors: the T task vectors; by name, methods that draw at random do so by the names,
+            whatever their order.
+        method: how they are merged; the sum unless said otherwise.
+        scale: lambda.
+        scores, moments: what was learnt of each vector's task, in the order of the vectors, for
+            methods that take it.
+        onto: the weights that are added to instead: a model that was merged on the base.
+        weights: one per vector, of either sign, for methods that weigh them; a weight of -1
+            subtracts.
+
+    Raises:
+        UsageError: there are not as many weights as vectors, or one is 0.
+
+    >>> from taskbasis.methods import method
+    >>> folder = getfixture("tiny_checkpoints")
+    >>> vectors = [TaskVector(folder / "base", folder / name) for name in ("math", "code")]
+    >>> merge(folder / "base", vectors, method("average")).tensors()["bias"]
+    array([1. , 1.5], dtype=float32)
+    """
+    names = tuple(vectors) if isinstance(vectors, Mapping) else ()
+    return EditedModel(
+        as_checkpoint(base),
+        tuple(vectors.values() if isinstance(vectors, Mapping) else vectors),
+        method or TaskArithmetic(),
+        scale,
+        tuple(scores),
+        tuple(moments),
+        as_checkpoint(onto) if onto is not None else None,
+        tuple(map(float, weights)),
+        names,
+    )
+
+
+def analogy(plus: Iterable[TaskVector], minus: TaskVector) -> TaskVector:
+    """C + (B - A): the sum of ``plus`` less ``minus``, for a fourth task nobody trained.
+
+    Source: Ilharco et al., ICLR 2023.
+    """
+    vectors = list(plus)
+    if not vectors:
+        raise UsageError("an analogy needs at least one vector to add")
+    return sum(vectors[1:], vectors[0]) - minus

@@ -1,0 +1,1 @@
+"""Means and geometric means of models."""

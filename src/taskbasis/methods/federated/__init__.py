@@ -1,0 +1,1 @@
+"""Aggregators of one-shot federated learning."""

@@ -1,0 +1,1 @@
+"""With what was learnt from data: importance scores and activation moments."""

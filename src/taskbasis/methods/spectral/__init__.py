@@ -1,0 +1,1 @@
+"""Per matrix, by its singular values."""

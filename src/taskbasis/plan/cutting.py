@@ -1,0 +1,124 @@
+"""Which tensors are merged or copied, in which cuts, in how much memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from taskbasis.io.lowrank import LowRank
+from taskbasis.io.tensors import TensorInfo
+from taskbasis.kernels import BLOCK
+from taskbasis.methods.base import Method, Unit
+from taskbasis.plan.tensors import Cut, Merge
+from taskbasis.recipe import Combination
+
+_MAX_CUT = 1 << 18
+_ROWS_TIMES_CUT = 1 << 22
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be read, and how it is cut.
+
+    Attributes:
+        merges: the tensors that are computed.
+        copies: the base's tensors that are copied byte for byte.
+        combinations: the T task vectors.
+        watched: tensors that no vector changes, which a method's stages see all the same.
+        unit: what is never cut.
+        weights: what every vector has been multiplied by; none means 1.
+        names: what the vectors are called; none means by their numbers.
+    """
+
+    merges: tuple[Merge, ...]
+    copies: tuple[TensorInfo, ...]
+    combinations: tuple[Combination, ...]
+    watched: tuple[Merge, ...] = ()
+    unit: Unit = "element"
+    weights: tuple[float, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def under(self, method: Method) -> Plan:
+        """The plan as a method wants it: uncut tensors, float64, low-rank factors."""
+        merges, watched = (
+            tuple(
+                replace(
+                    merge,
+                    wide=method.double,
+                    factored=method.factors != "ignored" and merge.has_factors,
+                )
+                for merge in group
+            )
+            for group in (self.merges, self.watched)
+        )
+        return replace(self, merges=merges, watched=watched, unit=method.unit)
+
+    @property
+    def vectors(self) -> int:
+        """T, the number of task vectors."""
+        return len(self.combinations)
+
+    @property
+    def rows(self) -> int:
+        """The largest number of inputs that any tensor has."""
+        return max((len(merge.rows) for merge in self.merges), default=0)
+
+    @property
+    def cut_size(self) -> int:
+        """Elements per cut: fewer when more rows are read at once, always whole blocks."""
+        fitting = _ROWS_TIMES_CUT // max(self.rows + 2, 1)
+        return max(min(_MAX_CUT, fitting) // BLOCK, 1) * BLOCK
+
+    def step(self, merge: Merge) -> int:
+        """Elements per cut of one tensor: all of them where it is not to be cut."""
+        uncut = self.unit == "tensor" or (self.unit == "matrix" and merge.matrix)
+        return max(merge.size, 1) if uncut else self.cut_size
+
+    def cuts(self, merges: Sequence[Merge] | None = None) -> list[Cut]:
+        """The cuts of the merges (or of others), in order; an empty tensor has one empty cut."""
+        return [
+            Cut(index, start, min(start + self.step(merge), merge.size))
+            for index, merge in enumerate(self.merges if merges is None else merges)
+            for start in range(0, max(merge.size, 1), self.step(merge))
+        ]
+
+    @property
+    def observed(self) -> tuple[Merge, ...]:
+        """What a method's stages see: the tensors that vectors change, and the watched, by name.
+
+        So layers come one after the other. Tensors that are only converted are not among them:
+        what is kept does not depend on the output's dtype.
+        """
+        changed = (merge for merge in self.merges if merge.rows)
+        return tuple(sorted((*changed, *self.watched), key=lambda merge: merge.name))
+
+    def cut_bytes(self, cut: Cut) -> int:
+        """Bytes read for a cut of the merges."""
+        return self.merges[cut.index].cut_bytes(cut)
+
+    def memory(self, outputs: int) -> int:
+        """An upper bound of the bytes that one worker's buffers take."""
+        width = 8 if any(merge.double for merge in (*self.merges, *self.watched)) else 4
+        per_element = width * (2 * self.rows + self.vectors + 4) + 8 * outputs
+        if any(merge.scores for merge in (*self.merges, *self.watched)):
+            per_element += 6 * self.vectors
+        longest = max((self.step(merge) for merge in self.merges), default=0)
+        moments = max((merge.moment_bytes for merge in self.merges), default=0)
+        largest = max(
+            (m.info.nbytes for merge in self.merges for m in merge.moments if m), default=0
+        )
+        return (
+            max(longest, self.cut_size) * per_element
+            + (self.rows + 3) * BLOCK * width
+            + 4 * moments
+            + 6 * largest
+            + max((self._factor_bytes(merge) for merge in self.merges), default=0)
+            + (1 << 20)
+        )
+
+    def _factor_bytes(self, merge: Merge) -> int:
+        """What forming the rows of low rank takes, one after the other or all factors at once."""
+        step = min(self.step(merge), merge.size)
+        blobs = [info.blob for info in merge.rows if isinstance(info.blob, LowRank)]
+        sizes = [blob.working_bytes(step) for blob in blobs]
+        return sum(sizes) if merge.factored else max(sizes, default=0)

@@ -1,0 +1,151 @@
+"""merge: weights of both signs, names that random methods draw by, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from taskbasis import Checkpoint, Engine, TaskVector, merge, method
+from taskbasis.errors import UsageError
+
+SHAPES = {"layers.0.w": (4, 6), "layers.1.w": (4, 6), "norm": (6,)}
+
+Models = dict[str, dict[str, NDArray[Any]]]
+
+
+@pytest.fixture
+def models() -> Models:
+    random = np.random.default_rng(0)
+    base = {name: random.standard_normal(shape) for name, shape in SHAPES.items()}
+    found = {"base": base}
+    for task in "abc":
+        found[task] = {n: w + 0.1 * random.standard_normal(w.shape) for n, w in base.items()}
+    return {k: {n: w.astype(np.float32) for n, w in m.items()} for k, m in found.items()}
+
+
+@pytest.fixture
+def folders(models: Models, write_folder: Callable[..., Path]) -> dict[str, Path]:
+    return {name: write_folder(name, tensors) for name, tensors in models.items()}
+
+
+@pytest.fixture
+def vectors(folders: dict[str, Path]) -> dict[str, TaskVector]:
+    return {name: TaskVector(folders["base"], folders[name]) for name in "abc"}
+
+
+def test_weights_multiply_the_vectors(models: Models, folders: Any, vectors: Any) -> None:
+    found = merge(folders["base"], vectors, scale=0.5, weights=[1, -0.9, 2]).tensors()
+    for name in SHAPES:
+        base, a, b, c = (models[key][name] for key in ("base", "a", "b", "c"))
+        wanted = base + 0.5 * ((a - base) - 0.9 * (b - base) + 2 * (c - base))
+        np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ties", "average", "task_arithmetic", "median", "iso_c"])
+def test_a_weight_is_the_vector_scaled_beforehand(name: str, folders: Any, vectors: Any) -> None:
+    numbers = [1.0, -0.5, 2.0]
+    scaled = [w * v for w, v in zip(numbers, vectors.values(), strict=True)]
+    first = merge(folders["base"], vectors, method(name), weights=numbers).tensors()
+    second = merge(folders["base"], scaled, method(name)).tensors()
+    for tensor in SHAPES:
+        np.testing.assert_array_equal(first[tensor], second[tensor])
+
+
+@pytest.mark.parametrize("name", ["linear", "ties", "task_arithmetic", "karcher", "wudi"])
+def test_weight_minus_one_subtracts(name: str, models: Models, folders: Any, vectors: Any) -> None:
+    options = {"ties": {"density": 1.0, "variant": "mergekit"}}.get(name, {})
+    found = merge(folders["base"], [vectors["a"]], method(name, **options), weights=[-1]).tensors()
+    for tensor in SHAPES:
+        base, a = models["base"][tensor], models["a"][tensor]
+        np.testing.assert_allclose(found[tensor], base - (a - base), rtol=0, atol=1e-5)
+
+
+def test_the_delta_of_a_weighted_mean(models: Models, folders: Any, vectors: Any) -> None:
+    weights = [3, -1, 1]
+    found = merge(folders["base"], vectors, method("linear"), 2.0, weights=weights).delta.tensors()
+    for tensor in SHAPES:
+        taus = [models[key][tensor] - models["base"][tensor] for key in "abc"]
+        wanted = 2 * (3 * taus[0] - taus[1] + taus[2]) / 5
+        np.testing.assert_allclose(found[tensor], wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("weights", "said"), [
+    ([1.0], "3 vectors need as many weights"),
+    ([1.0, 0.0, 1.0], "a weight of 0 takes no part; leave the vector out"),
+    ([1.0, float("nan"), 1.0], "a weight must be a finite number"),
+])  # fmt: skip
+def test_weights_that_are_refused(weights: Any, said: str, folders: Any, vectors: Any) -> None:
+    with pytest.raises(UsageError, match=said):
+        merge(folders["base"], vectors, weights=weights)
+
+
+def test_random_methods_draw_by_name_not_by_place(folders: Any, vectors: Any) -> None:
+    of = method("dare_linear", density=0.5)
+    base = Checkpoint(folders["base"])
+    turned = {name: vectors[name] for name in "cab"}
+    first, second = merge(base, vectors, of).tensors(), merge(base, turned, of).tensors()
+    unnamed = merge(base, list(vectors.values()), of).tensors()
+    renamed = merge(base, {f"{n}2": v for n, v in vectors.items()}, of).tensors()
+    for tensor in SHAPES:
+        np.testing.assert_allclose(first[tensor], second[tensor], rtol=0, atol=1e-6)
+        assert np.any(first[tensor] != unnamed[tensor])
+        assert np.any(first[tensor] != renamed[tensor])
+
+
+def test_a_method_takes_only_so_many_vectors(folders: Any, vectors: Any) -> None:
+    for name, said in [
+        ("slerp", "method 'slerp' takes 1 to 2 vectors, not 3"),
+        ("nearswap", "method 'nearswap' takes 1 vector, not 3"),
+        ("nuslerp", "method 'nuslerp' takes 2 vectors, not 3"),
+    ]:
+        with pytest.raises(UsageError, match=said):
+            merge(folders["base"], vectors, method(name)).tensors()
+
+
+def test_who_looks_at_the_base_is_not_added_elsewhere(folders: Any, vectors: Any) -> None:
+    model = merge(folders["base"], vectors, method("karcher"), onto=folders["a"])
+    with pytest.raises(UsageError, match="'karcher' looks at the base's weights"):
+        model.tensors()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("name", ["karcher", "nan", "della", "tsv_merge", "lines"])
+def test_the_same_bytes_for_any_number_of_workers(
+    name: str, workers: int, folders: Any, vectors: Any
+) -> None:
+    model = merge(folders["base"], vectors, method(name), 0.4)
+    alone, found = model.tensors(Engine(1)), model.tensors(Engine(workers))
+    for tensor in SHAPES:
+        assert alone[tensor].tobytes() == found[tensor].tobytes()
+
+
+def test_what_is_known_of_the_whole_model_counts_unchanged_tensors(
+    models: Models, folders: Any, write_folder: Callable[..., Path]
+) -> None:
+    """NAN's norms are of the model, whatever tensors a vector changes."""
+    partly = {**models["base"], "norm": models["a"]["norm"]}
+    one = TaskVector(folders["base"], write_folder("partly", partly))
+    two = TaskVector(folders["base"], folders["b"])
+    found = merge(folders["base"], [one, two], method("nan", scope="model")).tensors()
+    norms = [np.sqrt(sum(np.sum(w.astype(float) ** 2) for w in m.values()))
+             for m in (partly, models["b"])]  # fmt: skip
+    shares = (1 / np.array(norms)) / sum(1 / n for n in norms)
+    for tensor, base in models["base"].items():
+        wanted = base + shares[0] * (partly[tensor] - base)
+        wanted = wanted + shares[1] * (models["b"][tensor] - base)
+        np.testing.assert_allclose(found[tensor], wanted, rtol=0, atol=1e-6)
+
+
+def test_the_recipe_records_weights_and_names(folders: Any, vectors: Any, tmp_path: Path) -> None:
+    merge(folders["base"], vectors, weights=[1, -1, 2]).save(tmp_path / "out")
+    text = (tmp_path / "out" / "taskbasis_recipe.json").read_text()
+    import json
+
+    recipe = json.loads(text)
+    assert recipe["weights"] == [1.0, -1.0, 2.0]
+    assert recipe["names"] == ["a", "b", "c"]
