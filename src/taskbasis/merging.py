@@ -26,8 +26,8 @@ def merge(
 
     Args:
         base: the weights that are added to.
-        vectors: the T task vectors; by name, methods that draw at random do so by the names,
-            whatever their order.
+        vectors: the T task vectors, by name or in order. Methods that draw at random do so by
+            the names, so that their order does not matter; without names by their numbers.
         method: how they are merged; the sum unless said otherwise.
         scale: lambda.
         scores, moments: what was learnt of each vector's task, in the order of the vectors, for

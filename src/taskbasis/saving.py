@@ -299,8 +299,10 @@ def save_with(
         staged.commit()
     norm, lost = rounding(totals)
     rules = {
-        "merged": tuple(merge.name for merge in plan.merges if merge.rows),
-        "converted": tuple(merge.name for merge in plan.merges if not merge.rows),
+        "merged": tuple(merge.name for merge in plan.merges if merge.rows or merge.moved),
+        "converted": tuple(
+            merge.name for merge in plan.merges if not merge.rows and not merge.moved
+        ),
         "copied": tuple(info.name for info in plan.copies),
     }
     nbytes = sum(t.nbytes for t in tensors)

@@ -183,3 +183,17 @@ def test_only_methods_that_select_select(here: Path, capsys: Any) -> None:
     assert "method 'average' selects no entries" in capsys.readouterr().err
     assert say("select math code --base base --method sta:density=0.5 -q -o m.safetensors") == 0
     assert Masks.open("m.safetensors").names == ("math", "code")
+
+
+def test_masks_of_every_task_for_the_sum(here: Path) -> None:
+    """TALL: what select stores, times the sum, is the method's model of each task."""
+    from taskbasis import TaskVector
+
+    say("select math code --base base --method tall:lam=0.5 -q -o m.safetensors")
+    masks, base = Masks.open("m.safetensors"), Checkpoint("base")
+    total = TaskVector("base", "math") + TaskVector("base", "code")
+    for number, name in enumerate(("math", "code"), 1):
+        say(f"merge base math code --method tall:lam=0.5,task={number} -q -o {name}-own")
+        wanted = Checkpoint(f"{name}-own").store
+        for tensor, values in (base + masks[name] * total).tensors().items():
+            np.testing.assert_allclose(values, wanted[tensor].load(), rtol=1e-6)

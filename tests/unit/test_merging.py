@@ -149,3 +149,41 @@ def test_the_recipe_records_weights_and_names(folders: Any, vectors: Any, tmp_pa
     recipe = json.loads(text)
     assert recipe["weights"] == [1.0, -1.0, 2.0]
     assert recipe["names"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("of", [
+    method("passthrough", scale=0.0), method("passthrough", scale=0.5),
+    method("linear", normalize=False),
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("stored", [True, False])
+def test_who_scales_the_base_scales_all_of_it(
+    of: Any, stored: bool, models: Models, write_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A stored vector lacks what it does not change; the result must not show it."""
+    base = write_folder("base", models["base"])
+    tuned = write_folder("tuned", {**models["base"], "norm": models["a"]["norm"]})
+    vector = TaskVector(base, tuned)
+    if stored:
+        vector.save(tmp_path / "v.safetensors")
+        vector = TaskVector.open(tmp_path / "v.safetensors")
+    found = merge(base, [vector], of, weights=[0.7]).tensors()
+    factor = {"linear": 0.7}.get(of.name, getattr(of, "scale", None))
+    weight = 1.0 if of.name == "linear" else 0.7
+    for name, start in models["base"].items():
+        delta = 0.7 * (models["a"][name] - start) if name == "norm" else 0 * start
+        wanted = factor * start + (delta if of.name == "linear" else factor * delta)
+        np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-6)
+    saved = merge(base, [vector], of, weights=[weight]).save(tmp_path / "out")
+    assert set(saved.rules["merged"]) == set(SHAPES)
+
+
+def test_what_is_excluded_stays_even_so(models: Models, folders: Any, tmp_path: Path) -> None:
+    vector = TaskVector(folders["base"], folders["a"], exclude=["norm"])
+    of = method("passthrough", scale=0.0)
+    saved = merge(folders["base"], [vector], of).save(tmp_path / "out", dtype="bfloat16")
+    found = Checkpoint(tmp_path / "out").store
+    assert saved.rules["converted"] == ("norm",)
+    assert not np.any(found["layers.0.w"].load())
+    np.testing.assert_allclose(
+        found["norm"].load().astype(np.float32), models["base"]["norm"], rtol=0.01
+    )

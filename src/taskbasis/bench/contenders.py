@@ -57,6 +57,8 @@ class Recipe:
         basis: the construction whose recovered vectors stand in for the vectors; None for none.
         share: the basis has T / share atoms.
         atoms: whether the atoms are added instead of the recovered vectors.
+        disentangled: whether what all vectors share is taken out of them first.
+        per_task: whether every task gets a model of its own, by the method's option ``task``.
     """
 
     method: str = "task_arithmetic"
@@ -66,6 +68,8 @@ class Recipe:
     basis: str | None = None
     share: int = 1
     atoms: bool = False
+    disentangled: bool = False
+    per_task: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,12 @@ def _merges() -> Iterable[Contender]:
     for name, made in _MERGES.items():
         yield Contender(f"{name}, λ 1", name, made)
         yield Contender(f"{name}, tuned", name, made, None)
+    for name, method in (("", "task_arithmetic"), (" and TIES", "ties")):
+        apart, family = Recipe(method, disentangled=True), f"AWD{name}"
+        yield Contender(f"{family}, λ 1", family, apart)
+        yield Contender(f"{family}, tuned", family, apart, None)
+    for name, method in (("EMR", "emr"), ("TALL masks", "tall"), ("TSV-Compress", "tsv_compress")):
+        yield Contender(f"{name}, a model per task", name, Recipe(method, per_task=True))
 
 
 def _selected(scores: str, exclusive: bool = False, **options: Any) -> Recipe:

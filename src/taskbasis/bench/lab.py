@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from taskbasis.bench.contenders import LEARNT, Contender, Recipe
+from taskbasis.disentangling import disentangle
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError
 from taskbasis.evaluate import Model, Task
@@ -30,6 +32,26 @@ Line = Callable[[float], Model]
 Tell = Callable[[str], None]
 
 _NO_MEAN = 1e-6
+
+
+def per_task_bytes(shapes: Iterable[tuple[int, ...]], tasks: int, triplets: bool) -> int:
+    """Bytes that a model per task takes: one float32 vector and a bit per entry and task, or
+    singular triplets of every matrix and task (and whole vectors of the other tensors).
+
+    >>> per_task_bytes([(16, 16)], 2, False), per_task_bytes([(16, 16)], 2, True)
+    (1088, 2112)
+    """
+    total = 0
+    for shape in shapes:
+        size = math.prod(shape)
+        if not triplets:
+            total += 4 * size + tasks * -(-size // 8)
+        elif len(shape) < 2:
+            total += 4 * tasks * size
+        else:
+            out, rest = shape[0], math.prod(shape[1:])
+            total += 4 * tasks * max(1, min(out, rest) // tasks) * (out + rest + 1)
+    return total
 
 
 @dataclass(frozen=True)
@@ -148,16 +170,33 @@ class Lab:
             old.path.unlink(missing_ok=True)
         self._bases.clear()
 
+    @cached_property
+    def disentangled(self) -> Mapping[str, TaskVector]:
+        """The vectors without what all share."""
+        return disentangle(self.vectors, engine=self.engine).vectors
+
     def storage(self, recipe: Recipe) -> int:
         """Bytes that a recipe has to keep."""
+        if recipe.per_task:
+            shapes = [info.shape for info in self.base.store.values() if info.dtype.mergeable]
+            return per_task_bytes(shapes, len(self.names), recipe.method == "tsv_compress")
         if recipe.basis is None:
             return self.storage_bytes
         return self.basis(recipe.basis, recipe.share).nbytes
 
     def merged(
-        self, recipe: Recipe, density: float | None, scale: float, names: Sequence[str]
+        self,
+        recipe: Recipe,
+        density: float | None,
+        scale: float,
+        names: Sequence[str],
+        of: str | None = None,
     ) -> EditedModel:
-        """The base plus ``scale`` times what a recipe makes of some tasks' vectors."""
+        """The base plus ``scale`` times what a recipe makes of some tasks' vectors.
+
+        Args:
+            of: the task whose own model it is, for recipes with a model per task.
+        """
         if recipe.atoms:
             assert recipe.basis is not None
             made = self.basis(recipe.basis, recipe.share)
@@ -165,7 +204,7 @@ class Lab:
         return merge(
             self.base,
             [self._vector(recipe, name) for name in names],
-            self._method(recipe, density),
+            self._method(recipe, density, names.index(of) + 1 if of else 0),
             scale,
             [self.scores(recipe.scores, name) for name in names] if recipe.scores else (),
             [self.moments(name) for name in names] if recipe.moments else (),
@@ -195,16 +234,18 @@ class Lab:
 
     def _vector(self, recipe: Recipe, name: str) -> TaskVector:
         if recipe.basis is None:
-            return self.vectors[name]
+            return self.disentangled[name] if recipe.disentangled else self.vectors[name]
         return self.basis(recipe.basis, recipe.share)[name]
 
-    def _method(self, recipe: Recipe, density: float | None) -> Method:
+    def _method(self, recipe: Recipe, density: float | None, task: int = 0) -> Method:
         known = {item.name for item in fields(find_method(recipe.method))}
         options = dict(recipe.options)
         if density is not None and "density" in known:
             options["density"] = density
         if "seed" in known:
             options["seed"] = self.world.seed
+        if task:
+            options["task"] = task
         return method(recipe.method, **options)
 
     def _problem(self, task: str) -> Any:

@@ -62,6 +62,12 @@ def add(lab: Lab, contender: Contender, yard: Yard, effort: Effort) -> Record:
     recipe, tasks = contender.recipe, lab.world.tasks
     if not contender.tuned:
         density, scale = next(iter(contender.densities), None), contender.scale or 0.0
+        if recipe.per_task:
+            test = {}
+            for task in tasks:
+                own = lab.merged(recipe, density, scale, lab.names, of=task.name)
+                test[task.name] = checked_score(task, own.tensors(lab.engine), "test")
+            return {"scale": scale, **_told(density), "test": test}
         model = lab.merged(recipe, density, scale, lab.names).tensors(lab.engine)
         return {"scale": scale, **_told(density), "test": evaluate(model, tasks, "test")}
     grid = effort.grid if contender.scale is None else (contender.scale,)

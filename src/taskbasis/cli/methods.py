@@ -25,7 +25,8 @@ def methods(name: str | None, markdown: bool) -> None:
         click.echo(f"Takes {'; '.join([row.vectors, *row.needs])}.")
         click.echo(f"Reads its inputs {row.passes} times; holds {row.held} in memory.")
         for option, value in row.options.items():
-            click.echo(f"  --set {option}={catalogue.shown(value)}")
+            each = "    or one for each vector: [A,B,...]" if option in row.per_vector else ""
+            click.echo(f"  --set {option}={catalogue.shown(value)}{each}")
         return
     rows = catalogue.catalogue()
     if markdown:

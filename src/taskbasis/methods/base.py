@@ -215,15 +215,19 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Selecting(Method):
-    """A method that keeps some entries of every vector as they are, and sums what is kept."""
+    """A method that chooses entries for every vector, by masks that can be stored."""
 
     @abstractmethod
     def select(self, chunk: Chunk, state: State) -> NDArray[np.bool_]:
-        """[T, n]: which entries of which vector are kept."""
+        """[T, n]: every vector's mask."""
+
+    def masked(self, chunk: Chunk, kept: NDArray[np.bool_]) -> NDArray[Any]:
+        """The merged delta [n] by the masks [T, n]: the sum of what each vector keeps."""
+        return summed(np.where(kept, chunk.deltas, 0))
 
     def disjoint(self) -> bool:
         """Whether no entry is kept of two vectors, by the way entries are chosen."""
         return False
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
-        return summed(np.where(self.select(chunk, state), chunk.deltas, 0))
+        return self.masked(chunk, self.select(chunk, state))

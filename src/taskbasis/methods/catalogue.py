@@ -43,6 +43,7 @@ class Entry:
         passes: how often the inputs are read, with default options.
         held: what memory it takes, in words.
         options: its fields and their defaults.
+        per_vector: those that may also be one number for each vector.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Entry:
     passes: int
     held: str
     options: dict[str, Any]
+    per_vector: tuple[str, ...]
 
     @property
     def needed(self) -> str:
@@ -83,6 +85,7 @@ def entry(kind: type[Method]) -> Entry:
         1 + len(default.stages()),
         _HELD[default.unit],
         {field.name: getattr(default, field.name) for field in fields(default)},
+        tuple(field.name for field in fields(default) if field.type == "PerVector"),
     )
 
 

@@ -51,11 +51,11 @@ def svd(matrix: Matrix, rank: int | None = None, exact: bool = False, floor: flo
     for what is left out), and a value is off by at most about 1e-8 of the largest, s_1. The other
     side's vector of a value s, and how far U's is turned towards others as small, are off by about
     1e-16 (s_1 / s)^2. The rounding of weights to float32 turns it by about 1e-8 (s_1 / s), which is
-    more wherever s is above RESOLUTION. For float64 weights, ask for ``exact``: LAPACK's SVD,
-    several times slower on wide matrices.
+    more wherever s is above RESOLUTION. ``exact`` is LAPACK's SVD, several times slower on wide
+    matrices; it turns small directions by 1e-16 s_1 / s only.
 
-    Values of at most RESOLUTION of the largest are left out with their vectors, which rounding
-    alone would decide.
+    Values of at most RESOLUTION of the largest are left out with their vectors, which the rounding
+    of float32 weights alone would decide; so they are with ``exact``, and of float64 weights.
 
     Nothing is random, and -1 times a matrix gives the same U and values. Other numbers of threads
     of the linear algebra library may round the last bits differently.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import pkgutil
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from importlib import import_module
@@ -17,9 +18,12 @@ from typing import Any
 import yaml
 
 from taskbasis.errors import UsageError, check_option, nearest
-from taskbasis.methods.base import Method
+from taskbasis.methods.base import Method, PerVector
 
 GROUP = "taskbasis.methods"
+_COMMAS = re.compile(r",(?![^\[]*\])")
+"""Commas that are not inside brackets."""
+
 _PACKAGE = __name__.rpartition(".")[0]
 
 FAMILIES = ("averaging", "elementwise", "federated", "spectral", "optimised", "learnt")
@@ -92,13 +96,23 @@ def method(name: str, /, **options: Any) -> Method:
         if option not in known:
             hint = nearest(option, known) if known else "it has none"
             raise UsageError(f"method {name!r} has no option {option!r}; {hint}")
-        if isinstance(value, (list, tuple)) and known[option].type == "PerVector":
-            for number in value:
-                check_option(name, option, number, known[option].default)
-            options[option] = tuple(float(number) for number in value)
-            continue
-        check_option(name, option, value, known[option].default)
+        if known[option].type == "PerVector":
+            options[option] = _per_vector(name, option, value, known[option].default)
+        else:
+            check_option(name, option, value, known[option].default)
     return kind(**options)
+
+
+def _per_vector(name: str, option: str, value: Any, default: Any) -> PerVector:
+    """One number, or one for each vector: a list, or a text with commas."""
+    parts = [plain(part) for part in value.split(",")] if isinstance(value, str) else value
+    single = not isinstance(parts, (list, tuple))
+    try:
+        for number in (parts,) if single else parts:
+            check_option(name, option, number, default)
+    except UsageError as error:
+        raise UsageError(f"{error} (or one number for each vector, [0.5,0.3])") from None
+    return float(parts) if single else tuple(float(number) for number in parts)
 
 
 def parse_method(text: str, **more: Any) -> Method:
@@ -115,7 +129,7 @@ def parse_method(text: str, **more: Any) -> Method:
     """
     name, _, rest = text.partition(":")
     options: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
+    for part in filter(None, _COMMAS.split(rest)):
         option, equals, value = part.partition("=")
         if not equals:
             raise UsageError(f"method {text!r}: write NAME:OPTION=VALUE,OPTION=VALUE")

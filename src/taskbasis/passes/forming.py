@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from taskbasis import kernels
 from taskbasis.methods import Method, Selecting
-from taskbasis.methods.base import summed
 from taskbasis.passes.reading import Stretch, chunk
 from taskbasis.passes.stages import Found, of_members
 from taskbasis.passes.tally import Tally
@@ -84,7 +83,7 @@ class Merged:
         self, stretch: Stretch, add_base: bool, out: NDArray[Any], stats: NDArray[np.float64]
     ) -> Any:
         compute = stretch.rows.dtype
-        if not stretch.merge.rows:  # no vector changes it: it is only stored in another dtype
+        if not stretch.merge.rows and not stretch.merge.moved:  # only stored in another dtype
             nothing = np.zeros((len(self.parts), 0), compute)
             kernels.form(
                 stretch.base, stretch.words, False, nothing, add_base, out, stretch.rows, stats
@@ -100,7 +99,7 @@ class Merged:
             if self.tally is not None and isinstance(method, Selecting):
                 kept = method.select(own, state)
                 note = self.tally.count(own.deltas, kept)
-                result = summed(np.where(kept, own.deltas, 0))
+                result = method.masked(own, kept)
             else:
                 result = method.apply(own, state)
             kernels.form(

@@ -65,13 +65,17 @@ def make_plan(
     kept = [merge for merge in merges if merge.rows]
     merged = {merge.name for merge in kept}
     rest = [] if add_to is None else [i for n, i in add_to.items() if n not in merged]
-    converted = [i for i in rest if dtype and i.dtype.mergeable and i.dtype != dtype]
-    kept += [_conversion(info, len(combinations)) for info in converted]
-    copies = tuple(info for info in rest if info not in converted)
+    moving, copies = method is not None and not method.keeps_base, []
+    for info in rest:
+        moved = moving and info.dtype.mergeable and info.name not in _excluded(leaves)
+        if moved or (dtype and info.dtype.mergeable and info.dtype != dtype):
+            kept.append(_of_base_alone(info, len(combinations), moved))
+        else:
+            copies.append(info)
     watched = _watched(merged, scores, leaves, watch if watch is not None else add_to)
     if method is not None and method.base != "ignored":
         watched = tuple(_with_base(merge, add_to) for merge in watched)
-    plan = Plan(tuple(kept), copies, tuple(combinations), watched, "element", weights, names)
+    plan = Plan(tuple(kept), tuple(copies), tuple(combinations), watched, "element", weights, names)
     return plan if method is None else plan.under(method)
 
 
@@ -110,7 +114,7 @@ def _watched(
     What is known of the whole model must depend neither on whether unchanged tensors were stored
     nor on the output's dtype.
     """
-    excluded = {name for leaf in leaves for name in leaf.rules.get("excluded", ())}
+    excluded = _excluded(leaves)
     if scores:
         names = {name for learnt in scores for name in learnt.infos}
         known = base if base is not None else {n for leaf in leaves for n in leaf.base.digests}
@@ -129,8 +133,14 @@ def _watched(
     return tuple(found)
 
 
-def _conversion(info: TensorInfo, count: int) -> Merge:
-    return Merge(info.name, info.shape, info, (), (), np.zeros((count, 0)))
+def _excluded(leaves: Sequence[Leaf]) -> set[str]:
+    """Names that were left out of a vector on purpose."""
+    return {name for leaf in leaves for name in leaf.rules.get("excluded", ())}
+
+
+def _of_base_alone(info: TensorInfo, count: int, moved: bool) -> Merge:
+    """A tensor that no vector changes: converted, or moved by a method that scales the base."""
+    return Merge(info.name, info.shape, info, (), (), np.zeros((count, 0)), moved=moved)
 
 
 def _leaves(combinations: Iterable[Combination]) -> list[Leaf]:

@@ -40,6 +40,7 @@ class Merge:
         masks: per row the packed bits of the masks that it is multiplied by.
         scores, moments: per vector what was learnt of this tensor; None where nothing was. Empty
             when the method takes none.
+        moved: whether the method changes it though no vector does.
         wide: whether it is computed in float64 whatever the inputs are.
         factored: whether methods see the rows' low-rank factors instead of their entries.
     """
@@ -53,6 +54,7 @@ class Merge:
     masks: tuple[tuple[TensorInfo, ...], ...] = ()
     scores: tuple[Companion | None, ...] = ()
     moments: tuple[Companion | None, ...] = ()
+    moved: bool = False
     wide: bool = False
     factored: bool = False
 

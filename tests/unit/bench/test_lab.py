@@ -137,3 +137,38 @@ def test_drawn_methods_take_the_worlds_seed(lab: Lab) -> None:
     other = Lab(world, lab.place, 8, print)
     recipe = Recipe("dare_linear", {"density": 0.5})
     assert (lab._method(recipe, None).seed, other._method(recipe, None).seed) == (0, 5)  # type: ignore[attr-defined]
+
+
+def test_a_model_per_task_is_that_tasks(lab: Lab) -> None:
+    base, recipe = lab.base_tensors, Recipe("tall", {"lam": 0.5}, per_task=True)
+    total = lab.merged(Recipe(), None, 1.0, lab.names).tensors()
+    deltas = {n: {k: v - base[k] for k, v in dense(p).items()} for n, p in lab.world.tuned.items()}
+    for name in lab.names:
+        found = lab.merged(recipe, None, 1.0, lab.names, of=name).tensors()
+        for key, weights in base.items():
+            summed = total[key] - weights
+            kept = np.abs(deltas[name][key]) > 0.5 * np.abs(summed - deltas[name][key])
+            wanted = np.where(kept, total[key], weights)
+            assert np.mean(np.abs(found[key] - wanted) < 1e-6) > 0.999
+
+
+def test_what_a_model_per_task_takes(lab: Lab) -> None:
+    entries = sum(value.size for value in lab.base_tensors.values())
+    bits = sum(-(-value.size // 8) for value in lab.base_tensors.values())
+    tasks = len(lab.names)
+    found = lab.storage(Recipe("emr", per_task=True))
+    assert found == 4 * entries + tasks * bits < lab.storage(Recipe())
+    assert lab.storage(Recipe("tsv_compress", per_task=True)) < lab.storage(Recipe())
+
+
+def test_disentangled_vectors_are_nearer_to_orthogonal(lab: Lab) -> None:
+    def cosines(vectors: Any) -> float:
+        rows = [np.concatenate([v.ravel() for _, v in sorted(t.tensors().items())])
+                for t in vectors.values()]  # fmt: skip
+        unit = np.stack([row / np.linalg.norm(row) for row in rows])
+        gram = np.abs(unit @ unit.T)
+        return float((gram.sum() - np.trace(gram)) / (len(gram) * (len(gram) - 1)))
+
+    assert cosines(lab.disentangled) <= cosines(lab.vectors)
+    recipe = Recipe(disentangled=True)
+    assert lab._vector(recipe, "high") is lab.disentangled["high"]

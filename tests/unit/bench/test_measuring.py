@@ -50,8 +50,10 @@ class Toy:
     def model(self, density: float | None, scale: float) -> dict[str, Any]:
         return {"scale": np.float64(scale), "density": np.float64(density or 0.3)}
 
-    def merged(self, recipe: Any, density: Any, scale: float, names: Sequence[str]) -> Any:
-        self.built.append((density, scale, tuple(names)))
+    def merged(
+        self, recipe: Any, density: Any, scale: float, names: Sequence[str], of: str | None = None
+    ) -> Any:
+        self.built.append((density, scale, (of,) if of else tuple(names)))
         toy = self
 
         class Edited:
@@ -81,6 +83,15 @@ def test_nothing_is_chosen_for_an_untuned_contender(yard: Yard) -> None:
     assert found["scale"] == 0.3
     assert found["test"] == {"a": pytest.approx(0.75), "b": pytest.approx(0.75)}
     assert "validation" not in found
+
+
+def test_a_model_per_task_is_asked_for_that_task_alone(yard: Yard) -> None:
+    toy = Toy()
+    recipe = Recipe("emr", per_task=True)
+    found = add(toy, Contender("x", "x", recipe, 0.4), yard, EFFORT)  # type: ignore[arg-type]
+    assert toy.asked == [("test", "a", 0.4), ("test", "b", 0.4)]
+    assert [names for _, _, names in toy.built] == [("a",), ("b",)]
+    assert set(found["test"]) == {"a", "b"}
 
 
 def test_scale_and_density_are_chosen_on_validation_and_tested_once(yard: Yard) -> None:

@@ -125,12 +125,23 @@ def test_masks_are_no_linear_map() -> None:
 @given(EIGHTHS, st.integers(0, 3), st.sampled_from([0.0, 0.4, 1.0]))
 def test_what_is_selected_is_what_is_summed(V: Matrix, agree: int, lam: float) -> None:
     """Masks can be stored: applied to every vector and summed they give the merged one."""
-    for of in (Consensus(lam, agree), Tall(lam, task=len(V)), Tall(lam)):
+    for of in (Consensus(lam, agree), Consensus(lam)):
         assert isinstance(of, Selecting)
         mask = of.select(Chunk(V.copy()), ())
         assert (mask.dtype, mask.shape) == (np.dtype(bool), V.shape)
         np.testing.assert_array_equal(of.apply(Chunk(V.copy()), ()), np.where(mask, V, 0).sum(0))
         assert not of.disjoint()
+
+
+@given(EIGHTHS, st.sampled_from([0.0, 0.4, 1.0]))
+def test_the_masks_of_tall_are_for_the_sum(V: Matrix, lam: float) -> None:
+    """All tasks' masks, whichever task the method is for; each times the sum is that task's."""
+    masks = Tall(lam).select(Chunk(V.copy()), ())
+    for task in range(1, len(V) + 1):
+        of = Tall(lam, task)
+        np.testing.assert_array_equal(of.select(Chunk(V.copy()), ()), masks)
+        found = of.apply(Chunk(V.copy()), ())
+        np.testing.assert_array_equal(found, np.where(masks[task - 1], V.sum(0), 0))
 
 
 @given(EIGHTHS, st.sampled_from([0.2, 0.4, 1.0]))

@@ -69,6 +69,11 @@ def test_every_method_is_found_in_its_own_file() -> None:
         assert kind.__module__ == f"taskbasis.methods.{family(kind)}.{name}"
 
 
+def test_the_readme_counts_them() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    assert f"[{len(ASKED)} ways to merge](docs/methods.md)" in readme
+
+
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(UsageError, match=r"there is no method 'teis'; did you mean 'ties'?"):
         method("teis")
@@ -157,3 +162,25 @@ def test_the_page_of_methods_has_these_tables() -> None:
 def test_the_page_that_helps_to_choose_names_every_method() -> None:
     page = (Path(__file__).parents[3] / "docs" / "choosing.md").read_text(encoding="utf-8")
     assert [name for name in ASKED if f"`{name}`" not in page] == []
+
+
+def test_numbers_for_each_vector_can_be_written() -> None:
+    wanted = method("ties", density=(0.5, 0.25))
+    assert parse_method("ties:density=[0.5,0.25],variant=paper") == wanted
+    assert method("ties", density="0.5,0.25") == wanted
+    said = r"takes a number, such as 0.2; got 'x' \(or one number for each vector, \[0.5,0.3\]\)"
+    with pytest.raises(UsageError, match=said):
+        method("ties", density="x")
+    assert "density" in entry(find_method("ties")).per_vector
+    assert parse_method("knots:inner=ties:density=[0.5,0.25];variant=peft").inner == (  # type: ignore[attr-defined]
+        "ties:density=[0.5,0.25];variant=peft"
+    )
+
+
+def test_a_method_with_another_inside_says_what_follows_from_it() -> None:
+    for outer in ("knots", "core_space", "svc"):
+        assert method(outer, inner="magmax").ordered
+        assert not method(outer).ordered
+        with pytest.raises(UsageError, match="turn them round, as lines:inner=svc"):
+            method(outer, inner="lines")
+    assert method("lines", inner="core_space").factors == "optional"

@@ -21,6 +21,8 @@ _NEEDS = (
     "base",
     "scores",
     "moments",
+    "factors",
+    "identity",
     "double",
     "signed",
     "keeps_base",
@@ -107,7 +109,7 @@ class Lines(Method):
         if layer is not None:
             found[2 + layer] = 1
         if self.by_norm:
-            found[0] = np.abs(summed(chunk.deltas)).sum(dtype=np.float64) / len(chunk.deltas)
+            found[0] = np.abs(_total(chunk)).sum(dtype=np.float64) / len(chunk.deltas)
             found[1] = np.abs(self.method.apply(chunk, state)).sum(dtype=np.float64)
         return found
 
@@ -124,6 +126,13 @@ class Lines(Method):
         factor = self.alpha * ratio + self.beta * layer / max(last, 1)
         merged = self.method.apply(chunk, state[:-1])
         return np.asarray(merged * merged.dtype.type(factor))
+
+
+def _total(chunk: Chunk) -> NDArray[Any]:
+    """The sum of the vectors, dense or from their factors."""
+    if chunk.factors:
+        return np.asarray(sum(pair.up @ pair.down for pair in chunk.factors))
+    return summed(chunk.deltas)
 
 
 def layer_number(tensor: str) -> int | None:

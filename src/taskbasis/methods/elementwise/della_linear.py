@@ -47,6 +47,7 @@ class DellaLinear(Method):
     is divided by ``sum_t |w_t|``. Draws are as for
     :class:`~taskbasis.methods.elementwise.dare_linear.DareLinear`.
 
+    mergekit ranks along the second axis, which is another thing for tensors of more than two axes.
     In the paper's code a window is 2 * epsilon, and ranks of equal magnitudes are an accident of
     sorting; rows of one entry make it and mergekit 0.1.5 fail.
 

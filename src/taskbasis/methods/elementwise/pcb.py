@@ -33,6 +33,8 @@ class Pcb(Method):
     largest and smallest count as the next one, so that an outlier does not stretch the scale; the
     largest are cut to it in the mean, too. At density 1 and clip 0 one vector gives itself.
 
+    At most 80 vectors: of more, float32 cannot hold the smaller ones of the scores ``exp(T ...)``.
+
     To be used at a scale of about 1.2. The product in ``inter`` is not without units: of vectors
     with entries far below 1, as most are, tanh is linear.
 
@@ -55,6 +57,7 @@ class Pcb(Method):
     formula: ClassVar[str] = "sum_t b_t tau_t / sum_t b_t, b_t of exp(T |tau_t|^2) tanh(tau_t sum)"
     source: ClassVar[str] = "Du et al., Parameter Competition Balancing, NeurIPS 2024"
     when: ClassVar[str] = "You merge tasks without data, and can read the vectors five times."
+    takes: ClassVar[tuple[int, int | None]] = (1, 80)
     density: float = 0.1
     clip: float = 0.0001
 

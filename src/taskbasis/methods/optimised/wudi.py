@@ -46,6 +46,7 @@ class Wudi(Method):
     - Adam's rate is in units of the weights: 300 steps of 1e-5 go 3e-3 at most. With entries of
       that size they hardly leave the sum (on the digits, twelve points less than ``closed``), and
       with entries below 1e-5 they overshoot. The released code takes 2e-5 for RoBERTa.
+    - Rows are taken for outputs. GPT-2's Conv1D layers are stored [in, out].
     - Vectors count alike, however long they are. A zero vector has no say; the released code
       divides by its norm.
     - Tensors of three axes or more are matrices [first axis, rest], as a convolution is a linear

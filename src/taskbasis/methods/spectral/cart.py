@@ -27,7 +27,8 @@ class Cart(Method):
 
     ``low_k`` keeps the first k singular triplets: ``rank_share`` of min(out, in), rounded down and
     at least one. Seen from the mean, task vectors lie apart, and adding their main parts disturbs
-    the others little. At ``rank_share`` 1 the sum vanishes, and this is the mean.
+    the others little. At ``rank_share`` 1 the sum vanishes, and this is the mean; so
+    it is of one or two vectors whatever the options are, because two lie opposite each other.
 
     The paper's lambda is ``strength``, not the scale, which multiplies the mean as well: use
     scale 1. It has shares from 0.04 to 0.32 and strengths from 0.1 to 10; the defaults are ours.
@@ -53,7 +54,7 @@ class Cart(Method):
     source: ClassVar[str] = (
         "Choi et al., Revisiting Weight Averaging for Model Merging (CART), arXiv 2412.12153, 2024"
     )
-    when: ClassVar[str] = "Averaging your models works, and you can tune a share and a strength."
+    when: ClassVar[str] = "Averaging three models or more works; you can tune share and strength."
     unit: ClassVar[Unit] = "matrix"
     rank_share: float = 0.08
     strength: float = 1.0

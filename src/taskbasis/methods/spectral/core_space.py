@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from taskbasis.methods.base import Chunk, Factors, Method, Need, State, Unit
 from taskbasis.methods.matrices import common_basis, flat, is_matrix, matrices, svd
-from taskbasis.methods.spectral.inner import inner_method, merge_within
+from taskbasis.methods.spectral.inner import inner_method, merge_within, take_over
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class CoreSpace(Method):
     U is a basis of all columns of ``[B_1, ..., B_T]``, V of all rows of ``[A_1; ...; A_T]``: their
     singular vectors. So nothing is lost, and T adapters of rank r meet in cores of at most T r
     rows and columns. Any method (``inner``, by default ``ties``; options after a colon, parted by
-    semicolons) merges them, spectral ones too. With ``task_arithmetic`` this is the plain sum.
+    semicolons) merges them, spectral ones too. With ``task_arithmetic`` this is the plain sum
+    (of dense deltas, but for singular values below 2^-21 of the largest).
 
     Deltas that come as factors are never made dense on the way. Of dense ones the factors are
     ``B = U_t S_t^(1/2)``, ``A = S_t^(1/2) V_t`` of their own SVD (our choice); of full rank they
@@ -58,7 +59,7 @@ class CoreSpace(Method):
     exact: bool = False
 
     def __post_init__(self) -> None:
-        inner_method(self.inner)
+        take_over(self, inner_method(self.inner))
 
     def gain(self) -> float:
         return inner_method(self.inner).gain()

@@ -18,13 +18,18 @@ def inner_method(text: str) -> Method:
     Semicolons part its options where the text is itself an option, parted by commas.
 
     Raises:
-        UsageError: it is unknown, or needs what belongs to a model's own coordinates: the base's
-            weights, scores, moments or factors.
+        UsageError: it is unknown, needs what belongs to a model's own coordinates (the base's
+            weights, scores, moments or factors), or has to see all layers.
 
     >>> inner_method("ties:density=0.3").density
     0.3
     """
     found = parse_inner(text)
+    if found.name == "lines":
+        raise UsageError(
+            "inner 'lines' has to see all layers, but an inner method sees one tensor; turn them "
+            "round, as lines:inner=svc"
+        )
     for what, need in (
         ("the base's weights", found.base),
         ("scores", found.scores),
@@ -37,6 +42,12 @@ def inner_method(text: str) -> Method:
                 "use one that looks at the vectors alone, such as 'ties'"
             )
     return found
+
+
+def take_over(outer: Method, inner: Method) -> None:
+    """Let a method with another inside say of itself what follows from that one."""
+    for what in ("takes", "ordered", "identity", "signed"):
+        object.__setattr__(outer, what, getattr(inner, what))
 
 
 def merge_within(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from taskbasis.methods.base import Chunk, Method, State, Unit
 from taskbasis.methods.matrices import common_basis, flat, is_matrix, shape_of
-from taskbasis.methods.spectral.inner import inner_method, merge_within
+from taskbasis.methods.spectral.inner import inner_method, merge_within, take_over
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Knots(Method):
     The matrices stand side by side, along the inputs, and share the left singular vectors U. Any
     method (``inner``, by default ``ties``; options after a colon, parted by semicolons) merges what
     each task has in these coordinates, ``S V_t = U^T tau_t``. With ``task_arithmetic`` this is
-    the plain sum.
+    the plain sum, but for what is left out next.
 
     Directions whose singular value counts as 0 (see
     :func:`taskbasis.methods.matrices.common_basis`) are left out. The signs of U are fixed. Where
@@ -29,6 +29,8 @@ class Knots(Method):
 
     Tensors that are no matrices are merged by the inner method as they are. Those of more than two
     axes are matrices [shape[0], rest]. The order of vectors matters if it does to the inner method.
+
+    Pitfall: rows of a matrix are taken for outputs. GPT-2's Conv1D layers are stored [in, out].
 
     The inner method sees each tensor by itself; the released code trims for TIES over all matrices
     together.
@@ -56,7 +58,7 @@ class Knots(Method):
     exact: bool = False
 
     def __post_init__(self) -> None:
-        inner_method(self.inner)
+        take_over(self, inner_method(self.inner))
 
     def gain(self) -> float:
         return inner_method(self.inner).gain()

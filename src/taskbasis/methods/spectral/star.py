@@ -22,7 +22,8 @@ class Star(Method):
     nuclear norm, stays.
 
     Tensors that are no matrices: the mean. Those of more than two axes are matrices
-    [shape[0], rest]. At ``energy`` 1 this is the mean.
+    [shape[0], rest]. At ``energy`` 1 this is the mean, but for
+    singular values below 2^-21 of the largest.
 
     Source: Lee et al., STAR, NAACL 2025; checked against their code, whose eta is 100 energy, by
     default 40. It was made for the deltas of adapters, which are all matrices; what is done with

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from taskbasis.errors import UsageError
 from taskbasis.methods.base import Chunk, Method, State, Unit
 from taskbasis.methods.matrices import RESOLUTION, flat, is_matrix, matrices, shape_of, svd
-from taskbasis.methods.spectral.inner import inner_method, merge_within
+from taskbasis.methods.spectral.inner import inner_method, merge_within, take_over
 
 _ISOTROPIC = ("iso_c", "iso_cts")
 
@@ -69,6 +69,7 @@ class Svc(Method):
                 f"inner {inner.name!r} makes all singular values equal, so that svc has no "
                 "directions to calibrate; use one of both alone"
             )
+        take_over(self, inner)
         if not 0 < self.alpha < np.inf:
             raise UsageError(
                 f"alpha {self.alpha} has no meaning; use a number above 0, such as 0.1"
