@@ -124,6 +124,11 @@ class Leaf:
         return {*self.infos, *known}
 
 
+def excluded_names(leaves: Iterable[Leaf]) -> set[str]:
+    """Names of tensors that were left out of a delta on purpose."""
+    return {name for leaf in leaves for name in leaf.rules.get("excluded", ())}
+
+
 @dataclass(frozen=True, eq=False)
 class Learnt:
     """What was learnt of a task from data, and goes with its vector: scores or moments.

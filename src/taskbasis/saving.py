@@ -23,7 +23,7 @@ from taskbasis.io.writer import DEFAULT_SHARD, MemorySink, OutputTensor, Staged
 from taskbasis.methods import Method, Selecting
 from taskbasis.passes import Former, Kept, Linear, Merged, Tally, rounding, run_stages, write
 from taskbasis.plan import Plan, make_plan
-from taskbasis.recipe import Binding, Combination, Learnt
+from taskbasis.recipe import Binding, Combination, Learnt, excluded_names
 
 RECIPE_FILE = "taskbasis_recipe.json"
 _NOT_COPIED = ("README.md", RECIPE_FILE)
@@ -76,6 +76,7 @@ def save_vector(
         "tuned": _tuned(combination, engine),
         "dtype": dtype.name,
         "made": describe(combination),
+        "excluded": sorted(excluded_names(combination.leaves)),
     }
     files = [file for leaf in combination.leaves for file in leaf.files]
     with Staged(
@@ -299,7 +300,8 @@ def save_with(
         staged.commit()
     norm, lost = rounding(totals)
     rules = {
-        "merged": tuple(merge.name for merge in plan.merges if merge.rows or merge.moved),
+        "merged": tuple(m.name for m in plan.merges if (m.rows and not m.factored) or m.moved),
+        "merged as factors": tuple(merge.name for merge in plan.merges if merge.factored),
         "converted": tuple(
             merge.name for merge in plan.merges if not merge.rows and not merge.moved
         ),

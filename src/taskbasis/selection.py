@@ -50,9 +50,10 @@ def select(
 ) -> Selected:
     """Write the masks that a selecting method chooses for each of the vectors, one bit an entry.
 
-    ``sum_t mask_t * tau_t`` is then what the method merges them to, bit for bit; and each mask can
-    be used alone, with any vector of the same base: to forget a task, to weigh tasks otherwise, to
-    merge what is kept by another method, or to build a basis of it.
+    ``sum_t mask_t * tau_t`` is then what the method merges them to, bit for bit (masks of ``tall``
+    are for the sum of all vectors instead). Each mask can be used alone, with any vector of the
+    same base: to forget a task, to weigh tasks otherwise, to merge what is kept by another method,
+    or to build a basis of it.
 
     Args:
         vectors: by task name.
@@ -162,7 +163,7 @@ def _write_masks(
         return Tally.count(seen.deltas, kept)
 
     tally, cuts = Tally(plan.vectors), plan.cuts()
-    engine = engine.within(plan.memory(4 * plan.vectors))
+    engine = engine.within(plan.memory(0, method))
     with closing(engine.map(work, cuts, plan.cut_bytes, "select")) as notes:
         for note in notes:
             tally.collect(note)

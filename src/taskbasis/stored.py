@@ -128,4 +128,8 @@ def vector_leaf(store: TensorStore) -> Leaf:
     binding = decode_binding(store, content)
     files = (store.path, *store.files)
     tuned = decode_binding(store, content, "tuned") if content.get("tuned") else None
-    return Leaf(str(store.path), dict(store.infos), False, binding, files, tuned=tuned)
+    excluded = content.get("excluded", [])
+    if not isinstance(excluded, list) or not all(isinstance(name, str) for name in excluded):
+        raise HeaderError(f"{store.path}: 'excluded' is no list of names; extract the vector again")
+    rules = {"excluded": tuple(excluded)} if excluded else {}
+    return Leaf(str(store.path), dict(store.infos), False, binding, files, rules, tuned=tuned)

@@ -117,3 +117,9 @@ def test_errors(shared: Path, call: Any, command: str, code: int, sentence: str)
     assert sentence in said.sentence
     assert not (shared / "left").exists()
     assert not [path for path in shared.iterdir() if "partial" in path.name]
+
+
+def test_vectors_are_never_sharded_so_no_size_is_taken(call: Any, desk: Path) -> None:
+    answer = call("disentangle base a b -o out --out-shard-size 1kB")
+    assert answer.code == 2
+    assert "No such option" in answer.err

@@ -159,7 +159,7 @@ def test_weights_by_place_and_by_name(here: Path) -> None:
     ("--weights math=x", "--weights: 'x' is no number"),
     ("--weights 0,1", "a weight of 0 takes no part"),
     ("--method ties:densty=1", "has no option 'densty'; did you mean 'density'?"),
-    ("--method slerp:t=0.5 --weights 1,1 --set t=2", "t 2 is beyond the two models"),
+    ("--method slerp --weights 1,1 --set t=2", "t 2 is beyond the two models"),
 ])  # fmt: skip
 def test_weights_and_methods_that_are_refused(
     words: str, said: str, here: Path, capsys: Any
@@ -197,3 +197,31 @@ def test_masks_of_every_task_for_the_sum(here: Path) -> None:
         wanted = Checkpoint(f"{name}-own").store
         for tensor, values in (base + masks[name] * total).tensors().items():
             np.testing.assert_allclose(values, wanted[tensor].load(), rtol=1e-6)
+
+
+def test_masks_of_tall_are_not_for_each_vector(here: Path, capsys: Any) -> None:
+    say("select math code --base base --method tall -q -o m.safetensors")
+    assert say("merge base math code --masks m.safetensors -o out") == 2
+    assert "masks of tall are for the sum of all vectors" in capsys.readouterr().err
+
+
+def test_a_name_with_commas_can_be_weighted(here: Path) -> None:
+    Path("code").rename("co,de")
+    add = "--method task_arithmetic -q"
+    assert say(f"merge base math co,de {add} --weights co,de=-2 -o one") == 0
+    base = Checkpoint("base")
+    wanted = (base + (Checkpoint("math") - base) - 2 * (Checkpoint("co,de") - base)).tensors()
+    for tensor, values in wanted.items():
+        np.testing.assert_array_equal(Checkpoint("one").store[tensor].load(), values)
+
+
+def test_an_inner_merge_takes_its_options_in_one_text(here: Path, capsys: Any) -> None:
+    fit = "basis fit math code --base base --method cluster -k 1"
+    assert say(f"{fit} --set inner=ties:density=0.5 -q -o one.safetensors") == 0
+    assert say(f"{fit} --set inner=ties --set density=0.5 -q -o two.safetensors") == 0
+    for tensor, info in Checkpoint("one.safetensors").store.items():
+        np.testing.assert_array_equal(
+            info.load(), Checkpoint("two.safetensors").store[tensor].load()
+        )
+    assert say(f"{fit} --set inner=karcher -o three") == 2
+    assert "karcher needs base, so it cannot merge clusters" in capsys.readouterr().err

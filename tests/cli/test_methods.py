@@ -26,8 +26,8 @@ def test_all_of_one(call: Any) -> None:
     assert "Source: Yadav et al." in said
     assert ">>>" not in said
     assert "--set density=0.2" in said
-    assert "Reads its inputs 3 times; holds a few cuts in memory." in said
-    assert "Takes 1 vector or more." in said
+    assert "it reads its inputs 3 times, and holds a few cuts in memory." in said
+    assert "it takes 1 vector or more;" in said
 
 
 def test_an_unknown_one(call: Any) -> None:

@@ -266,6 +266,55 @@ class Choosy(Sum):
 
 
 @dataclass(frozen=True)
+class Grounded(Sum):
+    """Scribbles on the base."""
+
+    base: ClassVar[Need] = "required"
+
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        assert chunk.base is not None
+        chunk.base[:] = 7
+        return super().apply(chunk, state)
+
+
+@dataclass(frozen=True)
+class Factored(Sum):
+    """Right, with factors as without."""
+
+    unit: ClassVar[Unit] = "matrix"
+    factors: ClassVar[Any] = "optional"
+
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        if not chunk.factors:
+            return super().apply(chunk, state)
+        total = sum(pair.up @ pair.down for pair in chunk.factors)
+        return np.asarray(total, chunk.deltas.dtype).ravel()
+
+
+@dataclass(frozen=True)
+class Blotting(Factored):
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        found = super().apply(chunk, state)
+        for pair in chunk.factors:
+            pair.up[:] = 0
+        return found
+
+
+@dataclass(frozen=True)
+class Halfhearted(Factored):
+    """Forgets the signs of factors."""
+
+    def apply(self, chunk: Chunk, state: Any) -> Array:
+        found = super().apply(chunk, state)
+        return np.abs(found) if chunk.factors else found
+
+
+@dataclass(frozen=True)
+class Demanding(Factored):
+    factors: ClassVar[Any] = "required"
+
+
+@dataclass(frozen=True)
 class Vague(Sum):
     scores: ClassVar[Need] = "maybe"  # type: ignore[assignment]
 
@@ -402,6 +451,7 @@ class Leading(Moved):
 def test_what_is_allowed_of_those_who_learn() -> None:
     check_method(Scored())
     check_method(Moved())
+    check_method(Factored())
 
 
 BREACHES = [
@@ -411,6 +461,10 @@ BREACHES = [
     (Mute, "check_record", "nothing of its 'when'"),
     (Absolute, "check_signs", "-1 times a vector does not subtract it"),
     (Dividing, "check_signs", "more than their sizes together"),
+    (Demanding, "check_needs", "its need of factors is 'required', none of ignored, optional"),
+    (Grounded, "check_learnt", "overwrites the base"),
+    (Blotting, "check_learnt", "overwrites the factors"),
+    (Halfhearted, "check_signs", "-1 times a vector does not subtract it"),
     (Parted, "check_needs", "matrices in parts; say unit"),
     (Scribbling, "check_learnt", "overwrites the scores"),
     (Scrawling, "check_learnt", "overwrites the moments"),
@@ -493,6 +547,8 @@ def test_merged_is_what_the_engine_makes(
 
 def known_to_files(trial: Trial) -> bool:
     """Files hold scores as float16 times a power of two, and moments in one layout for all."""
+    if trial.factors:
+        return False  # adapters are tried in tests/reference/methods/test_sources.py
     return trial.scores is None or bool(np.all(trial.scores * 8 == np.round(trial.scores * 8)))
 
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from taskbasis import Checkpoint, Engine, TaskVector, merge, method
-from taskbasis.errors import UsageError
+from taskbasis.errors import UsageError, ValueProblem
 
 SHAPES = {"layers.0.w": (4, 6), "layers.1.w": (4, 6), "norm": (6,)}
 
@@ -187,3 +187,44 @@ def test_what_is_excluded_stays_even_so(models: Models, folders: Any, tmp_path: 
     np.testing.assert_allclose(
         found["norm"].load().astype(np.float32), models["base"]["norm"], rtol=0.01
     )
+
+
+@pytest.mark.parametrize("of", [
+    method("ties", density=0.5), method("nan", scope="model"), method("linear", normalize=False),
+], ids=str)  # fmt: skip
+def test_what_is_excluded_does_not_count_however_it_was(
+    of: Any, folders: Any, tmp_path: Path
+) -> None:
+    """Excluded from checkpoints, from vectors stored whole, or when the vectors were extracted."""
+    from taskbasis.library.resolve import open_vectors
+
+    start, patterns = Checkpoint(folders["base"]), ["layers.0.*"]
+    specs = {}
+    for name in "ab":
+        whole = TaskVector(folders["base"], folders[name])
+        whole.save(tmp_path / f"{name}.safetensors")
+        TaskVector(folders["base"], folders[name], patterns).save(
+            tmp_path / f"{name}-part.safetensors"
+        )
+        specs[name] = [f"{name}={folders[name]}", f"{name}={tmp_path / name}.safetensors"]
+    checkpoints, stored = (open_vectors([specs[n][i] for n in "ab"], start, patterns)
+                           for i in (0, 1))  # fmt: skip
+    extracted = {n: TaskVector.open(tmp_path / f"{n}-part.safetensors") for n in "ab"}
+    wanted = merge(start, checkpoints, of).tensors()
+    for vectors in (stored, extracted):
+        found = merge(start, vectors, of).tensors()
+        for name, values in wanted.items():
+            np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(wanted["layers.0.w"], start.store["layers.0.w"].load())
+
+
+def test_a_base_that_is_not_finite_is_named(
+    models: Models, write_folder: Callable[..., Path]
+) -> None:
+    broken = {**models["base"], "norm": np.full(6, np.inf, np.float32)}
+    base = write_folder("broken", broken)
+    vector = TaskVector(
+        base, write_folder("tuned", {**broken, "layers.0.w": models["a"]["layers.0.w"]})
+    )
+    with pytest.raises(ValueProblem, match=r"tensor 'norm' of .*broken.*: a value is NaN"):
+        merge(base, [vector, 2 * vector], method("nan", scope="model")).tensors()

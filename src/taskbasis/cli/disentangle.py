@@ -11,7 +11,7 @@ from taskbasis.cli.options import (
     Output,
     exclude_option,
     print_table,
-    vector_output,
+    vectors_output,
     warn,
 )
 from taskbasis.units import bytes_text
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--rate", type=float, default=0.01, show_default=True, help="Of the descent.")
 @click.option("--iterations", type=int, default=300, show_default=True, help="Of the descent.")
 @exclude_option
-@vector_output
+@vectors_output
 def disentangle(
     base: str,
     vectors: tuple[str, ...],

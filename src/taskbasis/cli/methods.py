@@ -22,8 +22,9 @@ def methods(name: str | None, markdown: bool) -> None:
         click.echo(f"{row.name}: {row.formula}\n")
         click.echo((inspect.getdoc(kind) or "").partition(">>>")[0].rstrip())
         click.echo(f"\nWhen to choose it: {row.when}")
-        click.echo(f"Takes {'; '.join([row.vectors, *row.needs])}.")
-        click.echo(f"Reads its inputs {row.passes} times; holds {row.held} in memory.")
+        click.echo("With default options:")
+        click.echo(f"  it takes {'; '.join([row.vectors, *row.needs])};")
+        click.echo(f"  it reads its inputs {row.passes} times, and holds {row.held} in memory.")
         for option, value in row.options.items():
             each = "    or one for each vector: [A,B,...]" if option in row.per_vector else ""
             click.echo(f"  --set {option}={catalogue.shown(value)}{each}")
@@ -41,3 +42,7 @@ def methods(name: str | None, markdown: bool) -> None:
                 [[row.name, str(row.passes), row.needed, row.formula] for row in found],
                 left=(2, 3),
             )
+    others = catalogue.of_others()
+    if others:
+        rows_of_others = [[name, point.value] for name, point in others.items()]
+        print_table("Of other packages", ["method", "where"], rows_of_others, (1,))

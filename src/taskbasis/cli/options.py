@@ -121,21 +121,22 @@ class Output:
                 click.echo(f"  {rule:<10} {name}")
 
 
-def output_options(dtype_help: str | None) -> Callable[[F], F]:
+def output_options(dtype_help: str | None, shards: bool = True) -> Callable[[F], F]:
     """Add -o, --dtype, --out-shard-size, --replace and the engine's; pass them as ``output``.
 
-    Without a help text there is no --dtype.
+    Without a help text there is no --dtype; without ``shards`` no --out-shard-size.
     """
+    shard_size = click.option(
+        "--out-shard-size",
+        type=Size(),
+        default="5GB",
+        show_default=True,
+        help="Largest weights file; 5B means 5 billion bytes.",
+    )
 
     def decorate(function: F) -> F:
         @click.option("-o", "--out", required=True, help="Where to write.")
-        @click.option(
-            "--out-shard-size",
-            type=Size(),
-            default="5GB",
-            show_default=True,
-            help="Largest weights file; 5B means 5 billion bytes.",
-        )
+        @(shard_size if shards else _unchanged)
         @click.option("--replace", is_flag=True, help="Replace what stands at --out, whole.")
         @click.option("-v", "--verbose", is_flag=True, help="Say what was done with every tensor.")
         @engine_options
@@ -143,11 +144,11 @@ def output_options(dtype_help: str | None) -> Callable[[F], F]:
         def wrapped(
             *args: Any,
             out: str,
-            out_shard_size: int,
             replace: bool,
             engine: Engine,
             quiet: bool,
             verbose: bool,
+            out_shard_size: int = 0,
             dtype: str | None = None,
             **kwargs: Any,
         ) -> Any:
@@ -161,10 +162,15 @@ def output_options(dtype_help: str | None) -> Callable[[F], F]:
     return decorate
 
 
+def _unchanged(function: F) -> F:
+    return function
+
+
 model_output = output_options(
     "Of the float tensors: float32, float16, bfloat16. [default: as in the base]"
 )
 vector_output = output_options("Stored as float32, float16 or bfloat16. [default: float32]")
+vectors_output = output_options("Stored as float32, float16 or bfloat16. [default: float32]", False)
 scale_option = click.option(
     "--scale", type=float, default=1.0, show_default=True, help="Lambda, on the whole sum."
 )
@@ -220,7 +226,7 @@ def parse_weights(texts: Sequence[str], names: Sequence[str]) -> list[float]:
     from taskbasis.errors import UsageError, nearest
 
     found: dict[str, float] = {}
-    parts = [part for text in texts for part in text.split(",")]
+    parts = [part for text in texts for part in _named_parts(text, names)]
     for position, part in enumerate(parts):
         name, equals, number = part.rpartition("=")
         if not equals:
@@ -239,6 +245,11 @@ def parse_weights(texts: Sequence[str], names: Sequence[str]) -> list[float]:
         except ValueError:
             raise UsageError(f"--weights: {number!r} is no number") from None
     return [found.get(name, 1.0) for name in names] if found else []
+
+
+def _named_parts(text: str, names: Sequence[str]) -> list[str]:
+    """A text at its commas, unless it is one NAME=NUMBER whose name has commas itself."""
+    return [text] if text.rpartition("=")[0] in names else text.split(",")
 
 
 def match_by_name(texts: Sequence[str], names: Sequence[str], what: str) -> list[str]:
@@ -273,11 +284,17 @@ def match_by_name(texts: Sequence[str], names: Sequence[str], what: str) -> list
 
 def apply_masks(path: str | None, vectors: dict[str, TaskVector]) -> dict[str, TaskVector]:
     """The vectors times their masks of a file, by name; as they are without a file."""
+    from taskbasis.errors import UsageError
     from taskbasis.masks import Masks
 
     if path is None:
         return vectors
     masks = Masks.open(path)
+    if masks.options.get("method") == "tall":
+        raise UsageError(
+            f"{path}: masks of tall are for the sum of all vectors, not for each; use --method "
+            "tall:task=1 for the first vector's model, and so on"
+        )
     return {name: masks[name] * vector for name, vector in vectors.items()}
 
 

@@ -10,7 +10,7 @@ from taskbasis.basis import Cluster, Construction, construction
 from taskbasis.basis.cluster import INNER
 from taskbasis.errors import UsageError
 from taskbasis.granularity import Granularity
-from taskbasis.methods import Method, method
+from taskbasis.methods import Method, parse_method
 
 _OF_CLUSTER = {known.name for known in fields(Cluster)}
 
@@ -34,7 +34,8 @@ class Design:
         budget: even gives every group k atoms; spectrum spreads k times the model's parameters
             over the groups by what their spectra gain.
         seed: of everything random.
-        options: of the construction. For ``cluster``, ``inner`` may name any element-wise method.
+        options: of the construction. For ``cluster``, ``inner`` may be any method that needs
+            vectors alone.
     """
 
     k: Size = None
@@ -69,7 +70,8 @@ class Design:
         name = self.options.get("inner")
         if self.method != "cluster" or name is None or name in INNER:
             return None
-        return method(str(name), **{k: v for k, v in self.options.items() if k not in _OF_CLUSTER})
+        more = {k: v for k, v in self.options.items() if k not in _OF_CLUSTER}
+        return parse_method(str(name), **more)
 
     def described(self) -> dict[str, Any]:
         """As plain data, for the record in the file."""

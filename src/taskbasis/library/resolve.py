@@ -62,7 +62,11 @@ def _without(vector: TaskVector, exclude: Sequence[str]) -> TaskVector:
         infos, base = term.leaf.infos, term.leaf.base
         gone = excluded(exclude, {*infos, *base.digests})
         kept = {name: info for name, info in infos.items() if name not in gone}
-        terms.append(replace(term, leaf=replace(term.leaf, infos=kept)))
+        rules = term.leaf.rules
+        known = {*rules.get("excluded", ()), *gone}
+        if known:
+            rules = {**rules, "excluded": tuple(sorted(known))}
+        terms.append(replace(term, leaf=replace(term.leaf, infos=kept, rules=rules)))
     return TaskVector.of(Combination(tuple(terms)))
 
 

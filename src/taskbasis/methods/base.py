@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -147,8 +148,8 @@ class Method(ABC):
     """Whether it takes importance scores."""
     moments: ClassVar[Need] = "ignored"
     """Whether it takes activation moments."""
-    factors: ClassVar[Need] = "ignored"
-    """Whether it takes deltas of low rank as factors."""
+    factors: ClassVar[Literal["ignored", "optional"]] = "ignored"
+    """Whether it takes deltas of low rank as factors, where all vectors have them."""
     identity: ClassVar[bool] = False
     """Whether it can make one model per task, which needs to know the task at inference."""
     double: ClassVar[bool] = False
@@ -192,6 +193,10 @@ class Method(ABC):
         """How many times ``sum_t |w_t tau_t|`` the result may be, entry by entry (or in norm,
         for methods whose unit is not the element)."""
         return 1.0
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        """Bytes that a stretch of this shape takes on the way, of ``count`` vectors, at most."""
+        return 32 * count * math.prod(shape)
 
     def observe(self, stage: int, chunk: Chunk, state: State) -> NDArray[Any]:
         """What a stage needs of one stretch, as an array that is summed over its group.

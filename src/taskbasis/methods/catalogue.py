@@ -6,8 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from taskbasis.methods.base import Method, Unit
-from taskbasis.methods.registry import FAMILIES, family, registered
+from taskbasis.methods.base import Method, PerVector, Unit
+from taskbasis.methods.registry import FAMILIES, family, of_others, registered
+
+__all__ = ["TITLES", "Entry", "catalogue", "entry", "markdown", "of_others", "shown"]
 
 TITLES = {
     "averaging": "Averages and interpolations of models",
@@ -30,6 +32,7 @@ _NEEDS = {
     "moments": "activation moments",
     "factors": "LoRA factors",
 }
+"""What a method may need, with its default options."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def entry(kind: type[Method]) -> Entry:
         1 + len(default.stages()),
         _HELD[default.unit],
         {field.name: getattr(default, field.name) for field in fields(default)},
-        tuple(field.name for field in fields(default) if field.type == "PerVector"),
+        tuple(field.name for field in fields(default) if field.type in ("PerVector", PerVector)),
     )
 
 

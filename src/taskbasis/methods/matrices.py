@@ -170,6 +170,22 @@ def rank_of_share(share: float, matrix: Matrix) -> int:
     return max(1, int(share * min(matrix.shape)))
 
 
+def workspace(shape: tuple[int, ...], count: int, copies: int = 4) -> int:
+    """Bytes that factorising a tensor takes: copies of it in float64, and of its smaller Gram
+    matrix.
+
+    Args:
+        shape: of the tensor.
+        count: T, how many vectors there are; each has a copy.
+        copies: how many more.
+    """
+    size = math.prod(shape)
+    if len(shape) < 2 or not size:
+        return 32 * count * size
+    side = min(shape[0], size // shape[0])
+    return 8 * ((copies + count) * size + 8 * side * side)
+
+
 def check_share(what: str, share: float) -> None:
     """Refuse a share outside (0, 1].
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import yaml
@@ -68,7 +68,7 @@ def find_method(name: str) -> type[Method]:
     known = registered()
     if name in known:
         return known[name]
-    others = {point.name: point for point in entry_points(group=GROUP)}
+    others = of_others()
     if name not in others:
         raise UsageError(f"there is no method {name!r}; {nearest(name, [*known, *others])}")
     try:
@@ -78,6 +78,11 @@ def find_method(name: str) -> type[Method]:
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise UsageError(f"method {name!r}: {others[name].value} is no taskbasis Method")
     return kind
+
+
+def of_others() -> dict[str, EntryPoint]:
+    """Methods of other packages: their names, and where they are; none is imported."""
+    return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def method(name: str, /, **options: Any) -> Method:
@@ -96,7 +101,7 @@ def method(name: str, /, **options: Any) -> Method:
         if option not in known:
             hint = nearest(option, known) if known else "it has none"
             raise UsageError(f"method {name!r} has no option {option!r}; {hint}")
-        if known[option].type == "PerVector":
+        if known[option].type in ("PerVector", PerVector):
             options[option] = _per_vector(name, option, value, known[option].default)
         else:
             check_option(name, option, value, known[option].default)
@@ -106,13 +111,14 @@ def method(name: str, /, **options: Any) -> Method:
 def _per_vector(name: str, option: str, value: Any, default: Any) -> PerVector:
     """One number, or one for each vector: a list, or a text with commas."""
     parts = [plain(part) for part in value.split(",")] if isinstance(value, str) else value
-    single = not isinstance(parts, (list, tuple))
+    several = isinstance(parts, (list, tuple))
+    numbers: list[Any] = list(parts) if several else [parts]
     try:
-        for number in (parts,) if single else parts:
+        for number in numbers:
             check_option(name, option, number, default)
     except UsageError as error:
         raise UsageError(f"{error} (or one number for each vector, [0.5,0.3])") from None
-    return float(parts) if single else tuple(float(number) for number in parts)
+    return tuple(float(number) for number in numbers) if several else float(numbers[0])
 
 
 def parse_method(text: str, **more: Any) -> Method:
@@ -133,8 +139,11 @@ def parse_method(text: str, **more: Any) -> Method:
         option, equals, value = part.partition("=")
         if not equals:
             raise UsageError(f"method {text!r}: write NAME:OPTION=VALUE,OPTION=VALUE")
-        options[option.strip()] = plain(value.strip())
-    return method(name.strip(), **{**options, **more})
+        key = option.strip()
+        if key in options or key in more:
+            raise UsageError(f"method {text!r}: option {key!r} is given twice")
+        options[key] = plain(value.strip())
+    return method(name.strip(), **options, **more)
 
 
 def parse_inner(text: str) -> Method:

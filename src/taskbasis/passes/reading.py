@@ -166,6 +166,9 @@ def _base(stretch: Stretch) -> NDArray[Any] | None:
         return None
     out = stretch.scratch.array("base entries", stretch.base.shape, stretch.rows.dtype)
     kernels.decode(stretch.base, out)
+    info = stretch.merge.base
+    if info is not None and not np.all(np.isfinite(out)):
+        raise ValueProblem(f"{info.where}: a value is NaN or infinite; repair the base")
     return out
 
 

@@ -43,7 +43,8 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
     knows of a layer or the model depends neither on whether unchanged tensors were stored nor on
     the output's dtype.
     """
-    engine = engine.within(_memory(plan, len(members)))
+    sums = IN_FLIGHT * len(members) * _COUNTS  # of a few cuts that wait to be folded
+    engine = engine.within(plan.memory(0, method) + sums)
     merges = plan.observed
     blind = any(merge.scores for merge in merges) and not method.stages_see_deltas()
     cuts = plan.cuts(merges)
@@ -71,11 +72,6 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
                 done[group] = method.finish(stage, totals.pop(group), known)
         found = Found((*found.stages, (scope, done)))
     return found
-
-
-def _memory(plan: Plan, members: int) -> int:
-    """Bytes of one worker: its buffers, and the sums of a few cuts that wait to be folded."""
-    return plan.memory(4 * plan.vectors) + IN_FLIGHT * members * _COUNTS
 
 
 def of_members(whole: Chunk, members: Sequence[int]) -> Chunk:

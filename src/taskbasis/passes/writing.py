@@ -13,7 +13,7 @@ from taskbasis.engine import Engine, Scratch
 from taskbasis.errors import ValueProblem
 from taskbasis.io.tensors import TensorInfo
 from taskbasis.io.writer import Sink
-from taskbasis.passes.forming import Former, Linear
+from taskbasis.passes.forming import Former, Merged
 from taskbasis.passes.reading import not_finite, quietly, read_cut
 from taskbasis.plan import Cut, Merge, Plan
 
@@ -59,8 +59,8 @@ def write(
     if add_base:
         _copy(plan.copies, sink, engine)
     most = max((len(outputs(merge.name)) for merge in plan.merges), default=0)
-    more = 0 if isinstance(former, Linear) else 4 * plan.vectors  # what methods make on the way
-    engine = engine.within(plan.memory(most + more))
+    methods = {part[0] for part in former.parts} if isinstance(former, Merged) else {None}
+    engine = engine.within(max(plan.memory(most, method) for method in methods))
     cuts, totals = plan.cuts(), dict[str, NDArray[np.float64]]()
     # Closed at once on an error, so that no worker writes to a sink that is gone.
     with closing(engine.map(work, cuts, plan.cut_bytes, "write")) as results:

@@ -96,8 +96,13 @@ class Plan:
         """Bytes read for a cut of the merges."""
         return self.merges[cut.index].cut_bytes(cut)
 
-    def memory(self, outputs: int) -> int:
-        """An upper bound of the bytes that one worker's buffers take."""
+    def memory(self, outputs: int, method: Method | None = None) -> int:
+        """An upper bound of the bytes that one worker takes.
+
+        Args:
+            outputs: how many rows are stored.
+            method: what takes room on the way to them.
+        """
         width = 8 if any(merge.double for merge in (*self.merges, *self.watched)) else 4
         per_element = width * (2 * self.rows + self.vectors + 4) + 8 * outputs
         if any(merge.scores for merge in (*self.merges, *self.watched)):
@@ -107,14 +112,24 @@ class Plan:
         largest = max(
             (m.info.nbytes for merge in self.merges for m in merge.moments if m), default=0
         )
+        work = 0
+        if method is not None:
+            seen = [self._seen(merge) for merge in (*self.merges, *self.watched)]
+            work = max((method.workspace(shape, self.vectors) for shape in seen), default=0)
         return (
-            max(longest, self.cut_size) * per_element
+            work
+            + max(longest, self.cut_size) * per_element
             + (self.rows + 3) * BLOCK * width
             + 4 * moments
             + 6 * largest
             + max((self._factor_bytes(merge) for merge in self.merges), default=0)
             + (1 << 20)
         )
+
+    def _seen(self, merge: Merge) -> tuple[int, ...]:
+        """The shape of what a method sees at once of a tensor."""
+        step = self.step(merge)
+        return merge.shape if step >= merge.size else (step,)
 
     def _factor_bytes(self, merge: Merge) -> int:
         """What forming the rows of low rank takes, one after the other or all factors at once."""

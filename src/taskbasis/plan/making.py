@@ -13,7 +13,7 @@ from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.methods.base import Method
 from taskbasis.plan.cutting import Plan
 from taskbasis.plan.tensors import Companion, Merge
-from taskbasis.recipe import Combination, Leaf, Learnt, shape_check
+from taskbasis.recipe import Combination, Leaf, Learnt, excluded_names, shape_check
 
 
 def make_plan(
@@ -67,7 +67,7 @@ def make_plan(
     rest = [] if add_to is None else [i for n, i in add_to.items() if n not in merged]
     moving, copies = method is not None and not method.keeps_base, []
     for info in rest:
-        moved = moving and info.dtype.mergeable and info.name not in _excluded(leaves)
+        moved = moving and info.dtype.mergeable and info.name not in excluded_names(leaves)
         if moved or (dtype and info.dtype.mergeable and info.dtype != dtype):
             kept.append(_of_base_alone(info, len(combinations), moved))
         else:
@@ -114,7 +114,7 @@ def _watched(
     What is known of the whole model must depend neither on whether unchanged tensors were stored
     nor on the output's dtype.
     """
-    excluded = _excluded(leaves)
+    excluded = excluded_names(leaves)
     if scores:
         names = {name for learnt in scores for name in learnt.infos}
         known = base if base is not None else {n for leaf in leaves for n in leaf.base.digests}
@@ -131,11 +131,6 @@ def _watched(
             empty = np.zeros((max(len(scores), 1), 0))
             found.append(Merge(name, shapes.pop(), None, (), (), empty, scores=companions))
     return tuple(found)
-
-
-def _excluded(leaves: Sequence[Leaf]) -> set[str]:
-    """Names that were left out of a vector on purpose."""
-    return {name for leaf in leaves for name in leaf.rules.get("excluded", ())}
 
 
 def _of_base_alone(info: TensorInfo, count: int, moved: bool) -> Merge:

@@ -9,9 +9,9 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.methods import Method
+from taskbasis.methods import Chunk, Method
 from taskbasis.methods.base import Need, Unit
-from taskbasis.testing.trials import LENGTH, trials
+from taskbasis.testing.trials import LENGTH, Trial, trials, weighted
 
 COUNTS = (1, 2, 5)
 """How many vectors the clauses are tried with."""
@@ -61,11 +61,11 @@ def check_record(method: Method) -> None:
 def check_needs(method: Method) -> None:
     """It says what it takes: the base, scores, moments (with whole matrices), how many vectors."""
     for what in ("base", "scores", "moments", "factors"):
-        need = getattr(method, what)
+        need, known = getattr(method, what), [*get_args(Need)]
+        if what == "factors":
+            known.remove("required")
         _demand(
-            need in get_args(Need),
-            method,
-            f"its need of {what} is {need!r}, none of {', '.join(get_args(Need))}",
+            need in known, method, f"its need of {what} is {need!r}, none of {', '.join(known)}"
         )
     _demand(
         method.unit in get_args(Unit),
@@ -105,7 +105,7 @@ def check_finite(method: Method) -> None:
     for count in counts(method):
         for length in (0, 1, LENGTH):
             for trial in trials(method, count, length):
-                for signed in (trial, replace(trial, vectors=-trial.vectors)):
+                for signed in (trial, trial.negated()):
                     with np.errstate(all="ignore"):
                         found = signed.merged(method)
                     _demand(
@@ -122,7 +122,8 @@ def check_zeros(method: Method) -> None:
         return
     for count in counts(method):
         for trial in trials(method, count):
-            found = replace(trial, vectors=np.zeros_like(trial.vectors)).merged(method)
+            zero = replace(trial, vectors=np.zeros_like(trial.vectors), factors=())
+            found = zero.merged(method)
             _demand(not np.any(found), method, "zero vectors do not give zero")
 
 
@@ -137,7 +138,7 @@ def check_pure(method: Method) -> None:
 
 
 def check_learnt(method: Method) -> None:
-    """Scores and moments are left as they are; only the deltas may be overwritten."""
+    """All but the deltas is left as it is: the base, scores, moments and factors."""
     for count in counts(method):
         for trial, before in zip(trials(method, count), trials(method, count), strict=True):
             trial.merged(method)
@@ -147,6 +148,28 @@ def check_learnt(method: Method) -> None:
                 if moment is not None and kept is not None:
                     unchanged = _same(moment.values, kept.values)
                     _demand(unchanged, method, "it overwrites the moments")
+            for pair, known in zip(trial.factors, before.factors, strict=True):
+                unchanged = _same(pair.up, known.up) and _same(pair.down, known.down)
+                _demand(unchanged, method, "it overwrites the factors")
+            if trial.base is not None:
+                _keeps_the_base(method, trial)
+
+
+def _keeps_the_base(method: Method, trial: Trial) -> None:
+    """The chunk's own copy of the base is what may be overwritten, so that is what is compared."""
+    state: tuple[Any, ...] = ()
+    for stage, _ in enumerate(method.stages()):
+        chunk = trial.chunk(method)
+        total = method.observe(stage, chunk, state)
+        _demand(_same_base(chunk, trial), method, "it overwrites the base")
+        state = (*state, method.finish(stage, total, state))
+    chunk = trial.chunk(method)
+    method.apply(chunk, state)
+    _demand(_same_base(chunk, trial), method, "it overwrites the base")
+
+
+def _same_base(chunk: Chunk, trial: Trial) -> bool:
+    return chunk.base is None or trial.base is None or bool(np.all(chunk.base == trial.base))
 
 
 def check_stages(method: Method) -> None:
@@ -235,11 +258,7 @@ def check_signs(method: Method) -> None:
     for trial in trials(method, 2) if least <= 2 and (most is None or most >= 2) else ():
         if trial.weights:
             continue
-        pair = replace(
-            trial,
-            vectors=trial.vectors * np.asarray([[1.0], [-0.9]], trial.vectors.dtype),
-            weights=(1.0, -0.9),
-        )
+        pair = weighted(trial)  # by 1 and -0.9
         found, bound = np.abs(pair.merged(method)), np.abs(pair.vectors).sum(axis=0)
         if method.unit != "element" or method.base != "ignored":
             found, bound = np.linalg.norm(found), np.linalg.norm(pair.vectors, axis=1).sum()

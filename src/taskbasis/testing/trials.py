@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.engine import Engine, Scratch
-from taskbasis.methods import Chunk, Method, Moment
+from taskbasis.methods import Chunk, Factors, Method, Moment
 
 Vectors = NDArray[Any]
 
@@ -35,6 +35,7 @@ class Trial:
         weights: what the vectors have been multiplied by; none means 1.
         names: what the vectors are called; none means by their numbers.
         tensor: the tensor's name.
+        factors: one per vector, for methods that take factors; the vectors are their products.
     """
 
     vectors: Vectors
@@ -45,6 +46,7 @@ class Trial:
     weights: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
     tensor: str = "tensor"
+    factors: tuple[Factors, ...] = ()
 
     @property
     def length(self) -> int:
@@ -66,12 +68,15 @@ class Trial:
             moments=tuple(self.moments[t] for t in order) if self.moments else (),
             weights=tuple(self.weights[t] for t in order) if self.weights else (),
             names=tuple(names[t] for t in order),
+            factors=tuple(self.factors[t] for t in order) if self.factors else (),
         )
 
     def negated(self) -> Trial:
         """The same with every weight times -1."""
         weights = self.weights or (1.0,) * len(self.vectors)
-        return replace(self, vectors=-self.vectors, weights=tuple(-w for w in weights))
+        factors = tuple(Factors(-pair.up, pair.down) for pair in self.factors)
+        minus = tuple(-w for w in weights)
+        return replace(self, vectors=-self.vectors, weights=minus, factors=factors)
 
     def chunk(
         self, method: Method, cut: tuple[int, int] | None = None, blind: bool = False
@@ -86,8 +91,9 @@ class Trial:
         dtype = np.float64 if method.double else self.vectors.dtype
         vectors = np.zeros_like(self.vectors) if blind else self.vectors
         base = np.zeros(self.length) if self.base is None else self.base
+        factored = bool(self.factors) and method.factors != "ignored"
         return Chunk(
-            vectors[:, start:stop].astype(dtype),
+            vectors[:, :0].astype(dtype) if factored else vectors[:, start:stop].astype(dtype),
             None if self.scores is None else self.scores[:, start:stop],
             self.moments,
             self.tensor,
@@ -96,6 +102,7 @@ class Trial:
             None if method.base == "ignored" else base[start:stop].astype(dtype),
             self.weights,
             self.names,
+            self.factors if factored else (),
         )
 
     def merged(
@@ -259,14 +266,34 @@ def _plain_trials(method: Method, count: int, length: int, dtype: Any) -> list[T
         deep = samples(count, INPUTS * 3 * 2, dtype)
         found += [Trial(vectors, shape=(INPUTS, 3, 2)) for vectors in deep]
         found = [_with_ones(trial) if method.scores == "required" else trial for trial in found]
+    if method.factors != "ignored" and length:
+        found.append(factored(count, length, dtype))
     return [*found, weighted(found[0]), weighted(found[-1])]
+
+
+def factored(count: int, length: int, dtype: Any = np.float32, rank: int = 2) -> Trial:
+    """Vectors of low rank, with their factors; the last has more of them than the others."""
+    random = np.random.default_rng([count, length, 4])
+    pairs = tuple(
+        Factors(
+            random.standard_normal((length, rank + (t == count - 1))),
+            random.standard_normal((rank + (t == count - 1), INPUTS)),
+        )
+        for t in range(count)
+    )
+    vectors = np.stack([(pair.up @ pair.down).ravel() for pair in pairs]).astype(dtype)
+    return Trial(vectors, shape=(length, INPUTS), factors=pairs)
 
 
 def weighted(trial: Trial) -> Trial:
     """The trial with weights of both signs."""
     weights = tuple(float(w) for w in np.resize([1.0, -0.9, 0.5, 2.0, -0.25], len(trial.vectors)))
     column = np.asarray(weights, trial.vectors.dtype)[:, None]
-    return replace(trial, vectors=trial.vectors * column, weights=weights)
+    factors = tuple(
+        Factors(w * pair.up, pair.down)
+        for w, pair in zip(weights, trial.factors, strict=bool(trial.factors))
+    )
+    return replace(trial, vectors=trial.vectors * column, weights=weights, factors=factors)
 
 
 def base_sample(length: int, dtype: Any = np.float32) -> Vectors:

@@ -177,19 +177,25 @@ def knots(of: Any, taus: list[Matrix]) -> Matrix:
     return np.asarray(U @ inner_merge(of.inner, flat, shape).reshape(shape))
 
 
-def core_space(of: Any, taus: list[Matrix]) -> Matrix:
-    ups, downs = [], []
-    for tau in taus:
+def core_space(of: Any, trial: Trial) -> Matrix:
+    """By the factors that there are, or those of every delta's own singular triplets."""
+    if len(trial.whole_shape) < 2:
+        return inner_flat(of, trial.vectors.astype(np.float64))
+    taus, ups, downs = matrices_of(trial), [], []
+    for pair in trial.factors:
+        ups += list(pair.up.T)
+        downs += list(pair.down)
+    for tau in () if trial.factors else taus:
         terms = triplets(tau)
         ups += [np.sqrt(s) * u for u, s, _ in terms]
         downs += [np.sqrt(s) * v for _, s, v in terms]
     if not ups:
-        return np.zeros(taus[0].shape)
+        return np.zeros(trial.length)
     U = columns(triplets(np.stack(ups, axis=1)), taus[0].shape[0])
     V = columns(triplets(np.stack(downs, axis=1)), taus[0].shape[1])
     shape = (U.shape[1], V.shape[1])
     cores = np.stack([(U.T @ tau @ V).ravel() for tau in taus])
-    return np.asarray(U @ inner_merge(of.inner, cores, shape).reshape(shape) @ V.T)
+    return np.asarray(U @ inner_merge(of.inner, cores, shape).reshape(shape) @ V.T).ravel()
 
 
 def svc(of: Any, taus: list[Matrix]) -> Matrix:
@@ -215,7 +221,7 @@ DENSE: dict[str, Callable[[Any, Trial], Matrix]] = {
     "cart": of_matrices(cart),
     "star": of_matrices(star),
     "knots": of_matrices(knots, inner_flat),
-    "core_space": of_matrices(core_space, inner_flat),
+    "core_space": core_space,
     "svc": of_matrices(svc, inner_flat),
 }
 

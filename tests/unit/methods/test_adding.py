@@ -82,6 +82,9 @@ def test_so_does_an_entry_point_of_another_package(models: list[Path], tmp_path:
     )
     run(where, "-c", CHECK)
     check_merge(where, models, tmp_path)
+    said = run(where, "-m", "taskbasis", "methods")
+    assert "Of other packages" in said
+    assert entry in said
     tried = "from taskbasis import TaskbasisError, method\ntry: method({!r})\n"
     tried += "except TaskbasisError as error: print(error)"
     assert "my_package.nothing:Method does not load" in run(where, "-c", tried.format("broken"))

@@ -98,7 +98,9 @@ def test_a_method_in_one_text() -> None:
     assert parse_method("ties:density=0.3, variant=peft") == method(
         "ties", density=0.3, variant="peft"
     )
-    assert parse_method("ties:density=0.3", density=0.4).density == 0.4  # type: ignore[attr-defined]
+    assert parse_method("ties:density=0.3", vote="frequency") == method(
+        "ties", density=0.3, vote="frequency"
+    )
     with pytest.raises(UsageError, match="write NAME:OPTION=VALUE"):
         parse_method("ties:0.3")
     with pytest.raises(UsageError, match="there is no method 'tie s'"):
@@ -184,3 +186,16 @@ def test_a_method_with_another_inside_says_what_follows_from_it() -> None:
         with pytest.raises(UsageError, match="turn them round, as lines:inner=svc"):
             method(outer, inner="lines")
     assert method("lines", inner="core_space").factors == "optional"
+
+
+def test_an_option_given_twice_is_refused() -> None:
+    for given in (lambda: parse_method("ties:density=0.5,density=0.1"),
+                  lambda: parse_method("ties:density=0.5", density=0.1)):  # fmt: skip
+        with pytest.raises(UsageError, match="option 'density' is given twice"):
+            given()
+
+
+def test_what_takes_factors_is_the_outer_one() -> None:
+    for outer in ("svc", "knots"):
+        with pytest.raises(UsageError, match="turn them round, as core_space:inner=ties"):
+            method(outer, inner="core_space")

@@ -53,8 +53,7 @@ class Lines(Method):
     Source: Wang et al., LiNeS, ICLR 2025 (arXiv 2410.17146), norms and names by its released code.
 
     Raises:
-        UsageError: a number is not finite, or the inner method is unknown or takes low-rank
-            factors only.
+        UsageError: a number is not finite, or the inner method is unknown.
 
     >>> chunk = Chunk(np.array([[1.0, 2.0]]), tensor="layers.3.weight")
     >>> lines = Lines(alpha=0.2, beta=0.8, by_norm=False)
@@ -77,8 +76,6 @@ class Lines(Method):
             if not np.isfinite(value):
                 raise UsageError(f"{what} {value} has no meaning; use a finite number")
         made = parse_inner(self.inner)
-        if made.factors == "required":
-            raise UsageError(f"lines needs whole deltas, which {made.name} is not given")
         object.__setattr__(self, "_made", made)
         for what in _NEEDS:
             object.__setattr__(self, what, getattr(made, what))
@@ -119,6 +116,9 @@ class Lines(Method):
         mean, merged = total[:2]
         ratio = float(mean / merged) if merged > 0 else 1.0
         return (ratio, int(np.max(np.flatnonzero(total[2:]), initial=0)))
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return self.method.workspace(shape, count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         ratio, last = state[-1]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from taskbasis.errors import UsageError, nearest
 from taskbasis.methods.base import Chunk, Method, State, Unit, summed
+from taskbasis.methods.matrices import workspace
 
 Solver = Literal["closed", "adam"]
 Matrix = NDArray[Any]
@@ -103,6 +104,9 @@ class Wudi(Method):
         no more than that at the minimum.
         """
         return 1 + self.ridge**-0.5 if self.solver == "closed" else _UNBOUNDED
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return workspace(shape, count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         deltas = chunk.deltas

@@ -18,6 +18,7 @@ from taskbasis.methods.matrices import (
     mean,
     rank_of_share,
     svd,
+    workspace,
 )
 
 
@@ -66,6 +67,9 @@ class Cart(Method):
 
     def gain(self) -> float:
         return max(1.0, 2 * abs(self.strength))
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return workspace(shape, count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         if not is_matrix(chunk):

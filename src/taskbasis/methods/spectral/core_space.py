@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.methods.base import Chunk, Factors, Method, Need, State, Unit
-from taskbasis.methods.matrices import common_basis, flat, is_matrix, matrices, svd
+from taskbasis.methods.base import Chunk, Factors, Method, State, Unit
+from taskbasis.methods.matrices import common_basis, flat, is_matrix, matrices, svd, workspace
 from taskbasis.methods.spectral.inner import inner_method, merge_within, take_over
 
 
@@ -54,7 +54,7 @@ class CoreSpace(Method):
     )
     when: ClassVar[str] = "You merge adapters of low rank, and want it fast."
     unit: ClassVar[Unit] = "tensor"
-    factors: ClassVar[Need] = "optional"
+    factors: ClassVar[Literal["ignored", "optional"]] = "optional"
     inner: str = "ties"
     exact: bool = False
 
@@ -63,6 +63,9 @@ class CoreSpace(Method):
 
     def gain(self) -> float:
         return inner_method(self.inner).gain()
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return workspace(shape, count, 4 + count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         inner = inner_method(self.inner)

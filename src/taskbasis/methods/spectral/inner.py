@@ -25,6 +25,11 @@ def inner_method(text: str) -> Method:
     0.3
     """
     found = parse_inner(text)
+    if found.factors != "ignored":
+        raise UsageError(
+            f"inner {found.name!r} takes factors, which it cannot have inside another method; turn "
+            f"them round, as {found.name}:inner=ties"
+        )
     if found.name == "lines":
         raise UsageError(
             "inner 'lines' has to see all layers, but an inner method sees one tensor; turn them "
@@ -34,7 +39,6 @@ def inner_method(text: str) -> Method:
         ("the base's weights", found.base),
         ("scores", found.scores),
         ("moments", found.moments),
-        ("factors", found.factors),
     ):
         if need == "required":
             raise UsageError(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.methods.base import Chunk, Method, State, Unit
-from taskbasis.methods.matrices import flat, is_matrix, matrices, mean, svd
+from taskbasis.methods.matrices import flat, is_matrix, matrices, mean, svd, workspace
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class IsoC(Method):
     when: ClassVar[str] = "A few shared directions drown the rest of the sum, and tasks are few."
     unit: ClassVar[Unit] = "matrix"
     exact: bool = False
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return workspace(shape, count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         if not is_matrix(chunk):

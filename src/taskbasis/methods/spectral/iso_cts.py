@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 
 from taskbasis.errors import UsageError
 from taskbasis.methods.base import Chunk, Method, State, Unit
-from taskbasis.methods.matrices import RESOLUTION, flat, is_matrix, matrices, mean, polar, svd
+from taskbasis.methods.matrices import (
+    RESOLUTION,
+    flat,
+    is_matrix,
+    matrices,
+    mean,
+    polar,
+    svd,
+    workspace,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,9 @@ class IsoCts(Method):
     def __post_init__(self) -> None:
         if not 0 <= self.common <= 1:
             raise UsageError(f"common {self.common} has no meaning; use [0, 1]")
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return workspace(shape, count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         if not is_matrix(chunk):

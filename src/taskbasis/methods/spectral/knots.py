@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.methods.base import Chunk, Method, State, Unit
-from taskbasis.methods.matrices import common_basis, flat, is_matrix, shape_of
+from taskbasis.methods.matrices import common_basis, flat, is_matrix, shape_of, workspace
 from taskbasis.methods.spectral.inner import inner_method, merge_within, take_over
 
 
@@ -62,6 +62,9 @@ class Knots(Method):
 
     def gain(self) -> float:
         return inner_method(self.inner).gain()
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return workspace(shape, count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         inner, deltas = inner_method(self.inner), chunk.deltas

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.methods.base import Chunk, Method, State, Unit
-from taskbasis.methods.matrices import Triplets, check_share, flat, is_matrix, matrices, mean, svd
+from taskbasis.methods.matrices import (
+    Triplets,
+    check_share,
+    flat,
+    is_matrix,
+    matrices,
+    mean,
+    svd,
+    workspace,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,9 @@ class Star(Method):
 
     def gain(self) -> float:
         return 1 / self.energy
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return workspace(shape, count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         if not is_matrix(chunk):

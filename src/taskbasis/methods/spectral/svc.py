@@ -10,7 +10,15 @@ from numpy.typing import NDArray
 
 from taskbasis.errors import UsageError
 from taskbasis.methods.base import Chunk, Method, State, Unit
-from taskbasis.methods.matrices import RESOLUTION, flat, is_matrix, matrices, shape_of, svd
+from taskbasis.methods.matrices import (
+    RESOLUTION,
+    flat,
+    is_matrix,
+    matrices,
+    shape_of,
+    svd,
+    workspace,
+)
 from taskbasis.methods.spectral.inner import inner_method, merge_within, take_over
 
 _ISOTROPIC = ("iso_c", "iso_cts")
@@ -77,6 +85,9 @@ class Svc(Method):
 
     def gain(self) -> float:
         return inner_method(self.inner).gain() / self.alpha
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return workspace(shape, count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         inner = inner_method(self.inner)

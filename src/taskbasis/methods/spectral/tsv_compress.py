@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from taskbasis.errors import UsageError
 from taskbasis.methods.base import Chunk, Method, State, Unit, summed
-from taskbasis.methods.matrices import flat, is_matrix, matrices, rank_of_share, svd
+from taskbasis.methods.matrices import flat, is_matrix, matrices, rank_of_share, svd, workspace
 from taskbasis.methods.spectral.tsv_merge import check_rank_share
 
 
@@ -53,6 +53,9 @@ class TsvCompress(Method):
         check_rank_share(self.rank_share)
         if self.task < 0:
             raise UsageError(f"task {self.task} is none; use 1 for the first vector, 0 for all")
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return workspace(shape, count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         count = len(chunk.deltas)

@@ -18,6 +18,7 @@ from taskbasis.methods.matrices import (
     polar,
     rank_of_share,
     svd,
+    workspace,
 )
 
 
@@ -62,6 +63,9 @@ class TsvMerge(Method):
 
     def __post_init__(self) -> None:
         check_rank_share(self.rank_share)
+
+    def workspace(self, shape: tuple[int, ...], count: int) -> int:
+        return workspace(shape, count)
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
         if not is_matrix(chunk):
