@@ -71,12 +71,13 @@ def save_vector(
     base = common_base([combination], engine)
     plan = make_plan([combination], None, base.store)
     tensors = [OutputTensor(merge.name, dtype, merge.shape) for merge in plan.merges]
+    excluded = sorted(excluded_names(combination.leaves))
     made = {
         "base": stored.encode_binding(base),
         "tuned": _tuned(combination, engine),
         "dtype": dtype.name,
         "made": describe(combination),
-        "excluded": sorted(excluded_names(combination.leaves)),
+        **({"excluded": excluded} if excluded else {}),
     }
     files = [file for leaf in combination.leaves for file in leaf.files]
     with Staged(
@@ -299,9 +300,10 @@ def save_with(
             left = _copy_side_files(base, staged, dtype)
         staged.commit()
     norm, lost = rounding(totals)
+    factored = tuple(merge.name for merge in plan.merges if merge.factored)
     rules = {
         "merged": tuple(m.name for m in plan.merges if (m.rows and not m.factored) or m.moved),
-        "merged as factors": tuple(merge.name for merge in plan.merges if merge.factored),
+        **({"merged as factors": factored} if factored else {}),
         "converted": tuple(
             merge.name for merge in plan.merges if not merge.rows and not merge.moved
         ),

@@ -70,7 +70,8 @@ def listing(folder: Path) -> list[str]:
         ),
         (
             "basis fit a b --base base -o x --method cluster --set inner=ties --set density=x",
-            "option 'density' of ties takes a number, such as 0.2; got 'x'",
+            "option 'density' of ties takes a number, such as 0.2; got 'x' (or one number for each "
+            "vector, [0.5,0.3])",
         ),
         (
             "basis fit a b --base base -k 3 -o x",

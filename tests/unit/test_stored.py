@@ -150,3 +150,25 @@ def test_a_path_that_is_not_utf_8(tiny_checkpoints: Path) -> None:
     (Checkpoint(odd) + vector).save(tiny_checkpoints / "out")
     recipe = json.loads((tiny_checkpoints / "out" / "taskbasis_recipe.json").read_text())
     assert recipe["base"] == str(odd)
+
+
+def test_a_list_of_excluded_names_that_is_none_is_refused(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name in ("base", "tuned"):
+        tensors = {k: random.standard_normal(3).astype(np.float32) for k in "ab"}
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    vector = TaskVector(tmp_path / "base.safetensors", tmp_path / "tuned.safetensors", ["a"])
+    vector.save(tmp_path / "v.safetensors")
+    store = open_tensors(tmp_path / "v.safetensors")
+    assert TaskVector.open(tmp_path / "v.safetensors").combination.leaves[0].rules == {
+        "excluded": ("a",)
+    }
+    content = json.loads(store.metadata["taskbasis"])
+    content["excluded"] = "a"
+    save_file(
+        load_file(tmp_path / "v.safetensors"),
+        tmp_path / "w.safetensors",
+        {**store.metadata, "taskbasis": json.dumps(content)},
+    )
+    with pytest.raises(HeaderError, match="'excluded' is no list of names"):
+        TaskVector.open(tmp_path / "w.safetensors")
