@@ -237,9 +237,3 @@ def test_it_refuses() -> None:
         Lines(beta=float("nan"))
     with pytest.raises(UsageError, match="alpha inf has no meaning"):
         Lines(alpha=float("inf"))
-
-
-def test_it_refuses_an_inner_method_of_factors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(method("magmax")), "factors", "required")
-    with pytest.raises(UsageError, match="lines needs whole deltas, which magmax is not given"):
-        Lines(inner="magmax")
