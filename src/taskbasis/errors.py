@@ -23,6 +23,7 @@ import math
 from collections.abc import Iterable
 from numbers import Integral, Real
 from types import ModuleType
+from typing import Any, get_args
 
 
 class TaskbasisError(Exception):
@@ -115,6 +116,22 @@ def check_option(owner: str, option: str, value: object, default: object) -> Non
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         example = "" if default is None else f", such as {default!r}"
         raise UsageError(f"option {option!r} of {owner} takes {wanted}{example}; got {value!r}")
+
+
+def check_word(option: str, word: str, words: Any) -> None:
+    """Refuse a word that is none of a ``Literal``'s.
+
+    Raises:
+        UsageError: naming the nearest.
+
+    >>> from typing import Literal
+    >>> check_word("vote", "totl", Literal["total", "frequency"])
+    Traceback (most recent call last):
+        ...
+    taskbasis.errors.UsageError: vote 'totl' is unknown; did you mean 'total'?
+    """
+    if word not in get_args(words):
+        raise UsageError(f"{option} {word!r} is unknown; {nearest(word, get_args(words))}")
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

@@ -13,20 +13,18 @@ from numpy.typing import NDArray
 
 from taskbasis import stored
 from taskbasis.binding import check_bindings, check_count, check_learnt, common_base
+from taskbasis.card import CARD, model_card, portable
 from taskbasis.difference import changed_only
 from taskbasis.engine import Engine
-from taskbasis.errors import FileError, UsageError
+from taskbasis.errors import UsageError
 from taskbasis.io.dtypes import F32, F64, DType
-from taskbasis.io.folder import INDEX_SUFFIX, WEIGHT_SUFFIXES
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD, MemorySink, OutputTensor, Staged
 from taskbasis.methods import Method, Selecting
 from taskbasis.passes import Former, Kept, Linear, Merged, Tally, rounding, run_stages, write
 from taskbasis.plan import Plan, make_plan
 from taskbasis.recipe import Binding, Combination, Learnt, excluded_names
-
-RECIPE_FILE = "taskbasis_recipe.json"
-_NOT_COPIED = ("README.md", RECIPE_FILE)
+from taskbasis.sidefiles import RECIPE_FILE, copy_side_files
 
 
 @dataclass(frozen=True)
@@ -217,9 +215,18 @@ class Edit:
         learnt = [part.files for part in (*self.scores, *self.moments)]
         return [self.base.path, *(file for files in (*leaves, *learnt) for file in files)]
 
+    @property
+    def parents(self) -> list[str]:
+        """What it is made of: the base, what is added to, and the fine-tuned models."""
+        leaves = [leaf for vector in self.vectors for leaf in vector.leaves]
+        tuned = [leaf.tuned.name if leaf.tuned else leaf.label for leaf in leaves]
+        onto = [str(self.onto.path)] if self.onto is not None else []
+        return list(dict.fromkeys([str(self.base.path), *onto, *tuned]))
+
     def recipe(self) -> dict[str, Any]:
         """The edit as plain data."""
         options = {f.name: getattr(self.method, f.name) for f in fields(self.method)}
+        excluded = sorted(excluded_names([leaf for v in self.vectors for leaf in v.leaves]))
         return {
             "base": str(self.base.path),
             **({"onto": str(self.onto.path)} if self.onto is not None else {}),
@@ -229,6 +236,7 @@ class Edit:
             "vectors": [describe(vector) for vector in self.vectors],
             **({"weights": list(self.weights)} if self.weights else {}),
             **({"names": list(self.names)} if self.names else {}),
+            **({"exclude": excluded} if excluded else {}),
             **{
                 name: [learnt.label for learnt in parts]
                 for name, parts in (("scores", self.scores), ("moments", self.moments))
@@ -256,6 +264,8 @@ def save_model(
         edit.recipe(),
         out,
         dtype,
+        parents=edit.parents,
+        method=edit.method,
         inputs=edit.inputs,
         shard_size=shard_size,
         replace_used=replace_used,
@@ -275,6 +285,8 @@ def save_with(
     shard_size: int | None,
     replace_used: bool,
     engine: Engine,
+    parents: Sequence[str] = (),
+    method: Method | None = None,
 ) -> Saved:
     """Write what a plan and a former make of ``base``, in its layout and with its side files.
 
@@ -296,8 +308,11 @@ def save_with(
         totals = write(plan, staged, former, lambda name: (name,), True, engine)
         left: tuple[str, ...] = ()
         if not staged.is_file:
-            staged.add_file(RECIPE_FILE, (json.dumps(recipe, indent=2) + "\n").encode())
-            left = _copy_side_files(base, staged, dtype)
+            text = json.dumps(portable(recipe), indent=2) + "\n"
+            staged.add_file(RECIPE_FILE, text.encode())
+            card = model_card(recipe, parents, method, dtype=dtype.name if dtype else None)
+            staged.add_file(CARD, card.encode())
+            left = copy_side_files(base, staged, dtype)
         staged.commit()
     norm, lost = rounding(totals)
     factored = tuple(merge.name for merge in plan.merges if merge.factored)
@@ -346,55 +361,3 @@ def _model_tensors(base: TensorStore, dtype: DType | None) -> list[OutputTensor]
         OutputTensor(info.name, dtype if dtype and info.dtype.mergeable else info.dtype, info.shape)
         for info in base.values()
     ]
-
-
-def _copy_side_files(base: TensorStore, staged: Staged, dtype: DType | None) -> tuple[str, ...]:
-    """Copy config, tokenizer and other files of the base's folder; returns what was left.
-
-    Weights elsewhere in the folder may be another copy of the model that was edited, so they are
-    left, except in the module folders that a sentence-transformers model lists.
-    """
-    folder, left = base.path, []
-    if not folder.is_dir():
-        return ()
-    modules = _module_folders(folder)
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        name = relative.as_posix()
-        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
-            continue
-        weights = name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))
-        if name in _NOT_COPIED or (
-            weights and not modules & {p.as_posix() for p in relative.parents}
-        ):
-            merged = path in base.files or name.endswith(INDEX_SUFFIX)
-            left += [] if merged or name == RECIPE_FILE else [name]
-            continue
-        change = (lambda raw: _config_dtype(raw, dtype, folder)) if name == "config.json" else None
-        staged.copy_file(name, path, change)
-    return tuple(left)
-
-
-def _module_folders(folder: Path) -> set[str]:
-    """Subfolders that a sentence-transformers model lists as its own modules."""
-    try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
-        return {str(module["path"]) for module in modules if module["path"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return set()  # no such file, or not one of theirs: nothing is listed
-
-
-def _config_dtype(raw: bytes, dtype: DType | None, base: Path) -> bytes:
-    """The config with the output's dtype under whichever key the base used."""
-    if dtype is None:
-        return raw
-    try:
-        config = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise FileError(f"{base / 'config.json'}: is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise FileError(f"{base / 'config.json'}: is not a JSON object")
-    for key in ("dtype", "torch_dtype"):
-        if key in config:
-            config[key] = dtype.name
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()

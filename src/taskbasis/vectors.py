@@ -28,7 +28,7 @@ from taskbasis.engine import Engine
 from taskbasis.errors import UsageError, ValueProblem, finite
 from taskbasis.io.adapter import is_adapter, open_adapter
 from taskbasis.io.dtypes import floating
-from taskbasis.io.folder import open_tensors
+from taskbasis.io.remote import located, open_anywhere
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD
 from taskbasis.masks import Mask, masked
@@ -60,8 +60,9 @@ class Checkpoint(Weights):
     store: TensorStore = field(repr=False)
 
     def __init__(self, path: str | Path) -> None:
-        object.__setattr__(self, "path", Path(path))
-        object.__setattr__(self, "store", open_tensors(path))
+        store = open_anywhere(path)
+        object.__setattr__(self, "path", store.path)
+        object.__setattr__(self, "store", store)
 
     @cached_property
     def _digests(self) -> dict[str, str]:
@@ -128,8 +129,9 @@ class TaskVector:
         exclude: Sequence[str] = (),
     ) -> None:
         base = as_checkpoint(pretrained).store
-        if not isinstance(finetuned, Checkpoint) and is_adapter(finetuned):
-            leaf = adapter_leaf(open_adapter(finetuned), base, exclude)
+        folder = None if isinstance(finetuned, Checkpoint) else located(finetuned)
+        if folder is not None and is_adapter(folder):
+            leaf = adapter_leaf(open_adapter(folder), base, exclude)
         else:
             leaf = difference_leaf(base, as_checkpoint(finetuned).store, exclude)
         object.__setattr__(self, "combination", Combination((Term(leaf),)))
@@ -148,7 +150,7 @@ class TaskVector:
         Raises:
             HeaderError: the file is not a task vector.
         """
-        return cls.of(Combination((Term(stored.vector_leaf(open_tensors(path))),)))
+        return cls.of(Combination((Term(stored.vector_leaf(open_anywhere(path))),)))
 
     def __add__(self, other: TaskVector | int) -> TaskVector:
         if isinstance(other, int) and other == 0:  # what sum() starts with

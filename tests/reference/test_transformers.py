@@ -218,7 +218,7 @@ def dressed(families: dict[str, Any], tmp_path: Path) -> Path:
     return base
 
 
-def test_side_files_go_along_and_the_card_does_not(
+def test_side_files_go_along_and_the_card_is_our_own(
     dressed: Path, families: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -232,7 +232,8 @@ def test_side_files_go_along_and_the_card_does_not(
         "1_Pooling/config.json",
         "1_Pooling/README.md",
     }
-    assert there == copied | {"model.safetensors", "taskbasis_recipe.json"}
+    assert there == copied | {"model.safetensors", "taskbasis_recipe.json", "README.md"}
+    assert (out / "README.md").read_bytes() != (dressed / "README.md").read_bytes()
     for name in copied:
         assert (out / name).read_bytes() == (dressed / name).read_bytes(), name
     for name in there:

@@ -17,7 +17,8 @@ from taskbasis import Checkpoint, Engine, TaskVector, merge, method
 from taskbasis.binding import common_base
 from taskbasis.errors import FileError, MemoryCapError, UsageError, ValueProblem
 from taskbasis.io.writer import Staged
-from taskbasis.saving import RECIPE_FILE, Saved
+from taskbasis.saving import Saved
+from taskbasis.sidefiles import RECIPE_FILE
 
 Tensors = dict[str, NDArray[Any]]
 KINDS = {
@@ -190,7 +191,9 @@ def test_the_card_and_the_recipe_of_the_base_are_not_passed_on(
     (folder / "base" / RECIPE_FILE).write_text("how the base was made")
     model = Checkpoint(folder / "base") + TaskVector(folder / "base", folder / "tuned")
     model.save(folder / "out")
-    assert not (folder / "out" / "README.md").exists()
+    card = (folder / "out" / "README.md").read_text(encoding="utf-8")
+    assert "about the base" not in card
+    assert "# A model made of task vectors" in card
     assert json.loads((folder / "out" / RECIPE_FILE).read_text())["scale"] == 1.0
 
 
@@ -237,6 +240,7 @@ def test_a_used_destination_is_refused_or_replaced_whole(
     assert (out / "stale.txt").exists()
     model.save(out, replace=True)
     assert sorted(path.name for path in out.iterdir()) == [
+        "README.md",
         "config.json",
         "model.safetensors",
         RECIPE_FILE,

@@ -18,8 +18,12 @@ VERBS = {
     "negate": "Subtract a task vector: make a model forget.",
     "analogy": "C + (B - A): reach a task nobody trained.",
     "merge": "Merge task vectors by any method.",
+    "check": "Every error of a mergekit recipe at once, before any work.",
+    "plan": "What following a recipe will read, write and hold.",
+    "lora": "Make LoRA adapters: from full models, and from each other.",
     "methods": "List the ways to merge, or tell all of one.",
     "select": "Choose the entries of vectors that matter, as masks.",
+    "diagnose": "What is wrong with task vectors, before they are merged?",
     "disentangle": "Take from task vectors the part that they share needlessly.",
     "basis": "Keep many task vectors as a few atoms.",
     "evaluate": "Score models on tasks.",
@@ -28,6 +32,7 @@ VERBS = {
     "importance": "Score every parameter for a task, once, into a file.",
     "moments": "Collect second moments of activations, for RegMean and LOT.",
     "bench": "One table: every method on a suite of real tasks.",
+    "push": "Send a model to the Hugging Face hub.",
     "demo": "The whole story on handwritten digits; no download.",
 }
 

@@ -16,9 +16,10 @@ from taskbasis.cli.options import (
     scores_option,
     settings_option,
 )
+from taskbasis.cli.recipes import ByRecipe
 
 
-@click.command()
+@click.command(cls=ByRecipe)
 @click.argument("base")
 @click.argument("vectors", nargs=-1, required=True)
 @click.option("--method", default="sta", show_default=True, help="How; see taskbasis methods.")
@@ -45,7 +46,7 @@ def merge(
     exclude: tuple[str, ...],
     output: Output,
 ) -> None:
-    """Write BASE + scale * METHOD(VECTORS) as a model.
+    """Write BASE + scale * METHOD(VECTORS) as a model; or follow a recipe, as merge RECIPE.yml OUT.
 
     METHOD is a name, or NAME:OPTION=VALUE,OPTION=VALUE; `taskbasis methods` lists them.
 

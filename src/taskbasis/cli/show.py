@@ -24,7 +24,7 @@ def show(path: str, tensors: bool, fingerprint: bool, engine: Engine, quiet: boo
     """What is this file or folder? Only headers are read, unless --fingerprint is asked."""
     from taskbasis.errors import UsageError
     from taskbasis.io.adapter import Adapter
-    from taskbasis.io.folder import open_tensors
+    from taskbasis.io.remote import open_anywhere
     from taskbasis.library.basis import Basis
     from taskbasis.library.resolve import open_any
     from taskbasis.masks import Masks
@@ -37,7 +37,7 @@ def show(path: str, tensors: bool, fingerprint: bool, engine: Engine, quiet: boo
     if isinstance(found, Adapter):
         _show_adapter(found, tensors)
         return
-    store = open_tensors(path)
+    store = open_anywhere(path)
     if isinstance(found, Basis):
         from taskbasis.cli.basis_show import show_basis
 

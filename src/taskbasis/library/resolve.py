@@ -9,9 +9,9 @@ from pathlib import Path
 
 from taskbasis import stored
 from taskbasis.difference import excluded
-from taskbasis.errors import FileError, UsageError
+from taskbasis.errors import UsageError
 from taskbasis.io.adapter import Adapter, is_adapter, open_adapter
-from taskbasis.io.folder import open_tensors
+from taskbasis.io.remote import located, open_anywhere
 from taskbasis.library.basis import Basis
 from taskbasis.masks import Masks
 from taskbasis.recipe import Combination
@@ -37,8 +37,8 @@ def open_vector(
     library, colon, task = spec.rpartition(":")
     if colon and not Path(spec).exists() and Path(library).exists():
         return _without(Basis.open(library)[task], exclude)
-    adapter = is_adapter(spec)
-    record = None if adapter else stored.decode(open_tensors(spec))
+    adapter = is_adapter(located(spec))
+    record = None if adapter else stored.decode(open_anywhere(spec))
     if record is not None and record["kind"] == stored.VECTOR:
         return _without(TaskVector.open(spec), exclude)
     if record is not None and record["kind"] != stored.BASIS:
@@ -82,7 +82,7 @@ def task_name(spec: str) -> tuple[str, str]:
     library, colon, task = spec.rpartition(":")
     if colon and Path(library).exists():
         return task, spec
-    path_of = Path(spec)
+    path_of = Path(spec.partition("@")[0] if spec.startswith("hf://") else spec)
     return (path_of.stem if path_of.suffix == ".safetensors" else path_of.name), spec
 
 
@@ -110,15 +110,15 @@ def _tensor_names(spec: str, base: Checkpoint | None) -> set[str]:
     """What a pattern may match: the tensors of the vector or checkpoint, and of its base."""
     library, colon, _ = spec.rpartition(":")
     path = library if colon and not Path(spec).exists() and Path(library).exists() else spec
-    if is_adapter(path):
-        adapter = open_adapter(path)
+    if is_adapter(located(path)):
+        adapter = open_adapter(located(path))
         return {*adapter.infos, *adapter.copies, *(base.store if base is not None else ())}
     found = open_any(path)
     if isinstance(found, Basis):
         return {*found.contents.shapes, *found.contents.base.digests}
     if isinstance(found, TaskVector):
         return {name for leaf in found.combination.leaves for name in leaf.base_names}
-    return {*open_tensors(path), *(base.store if base is not None else ())}
+    return {*open_anywhere(path), *(base.store if base is not None else ())}
 
 
 Anything = Checkpoint | TaskVector | Basis | Importance | Moments | Masks | Adapter
@@ -138,11 +138,10 @@ def open_any(path: str | Path) -> Anything:
     Raises:
         FileError: nothing readable is there.
     """
-    if not Path(path).exists():
-        raise FileError(f"{path}: no such file or folder")
-    if is_adapter(path):
-        return open_adapter(path)
-    record = stored.decode(open_tensors(path))
+    folder = located(path)
+    if is_adapter(folder):
+        return open_adapter(folder)
+    record = stored.decode(open_anywhere(path))
     if record is None:
         return Checkpoint(path)
     return _OPENERS[record["kind"]](path)

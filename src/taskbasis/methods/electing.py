@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.errors import UsageError, nearest
 from taskbasis.kernels import BLOCK, jit
 
 Variant = Literal["paper", "mergekit", "peft"]
@@ -163,18 +162,3 @@ def _elect(
                 row, cutoffs[t], side, shares[t], winners[:size], total[:size], parts[:size]
             )
         _divide(total[:size], parts[:size], out[start:stop])
-
-
-def check_word(option: str, word: str, words: Any) -> None:
-    """Refuse a word that is none of a literal's.
-
-    Raises:
-        UsageError: naming the nearest.
-
-    >>> check_word("vote", "totl", Vote)
-    Traceback (most recent call last):
-        ...
-    taskbasis.errors.UsageError: vote 'totl' is unknown; did you mean 'total'?
-    """
-    if word not in get_args(words):
-        raise UsageError(f"{option} {word!r} is unknown; {nearest(word, get_args(words))}")

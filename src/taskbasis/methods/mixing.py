@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.errors import UsageError, nearest
 from taskbasis.granularity import Granularity
 from taskbasis.methods.base import Chunk, Method, Need, State
 
@@ -133,16 +132,6 @@ def _grams(base: NDArray[Any] | None, deltas: NDArray[Any], axis: str) -> Floats
             if left is not None and right is not None:
                 found[:, i, j] = found[:, j, i] = np.einsum(f"ac,ac->{axis}", left, right)
     return found
-
-
-def check_word(option: str, word: str, known: Any) -> None:
-    """Refuse a word that is none of a Literal's.
-
-    Raises:
-        UsageError: naming the nearest.
-    """
-    if word not in get_args(known):
-        raise UsageError(f"{option} {word!r} is unknown; {nearest(word, get_args(known))}")
 
 
 def points(count: int, space: Space = "weights") -> Floats:

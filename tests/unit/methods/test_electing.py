@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from taskbasis.errors import UsageError
+from taskbasis.errors import UsageError, check_word
 from taskbasis.kernels import BLOCK
-from taskbasis.methods.electing import Variant, Vote, check_word, elect
+from taskbasis.methods.electing import Variant, Vote, elect
 
 Matrix = NDArray[Any]
 

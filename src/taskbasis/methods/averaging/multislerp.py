@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from taskbasis.methods.mixing import Floats, Mixing, Space, check_word, directed, length, points
+from taskbasis.errors import check_word
+from taskbasis.methods.mixing import Floats, Mixing, Space, directed, length, points
 
 _NOWHERE = 1e-8
 

@@ -7,16 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from taskbasis.methods.mixing import (
-    ENLARGED,
-    Floats,
-    Mixing,
-    Per,
-    Space,
-    between,
-    check_word,
-    points,
-)
+from taskbasis.errors import check_word
+from taskbasis.methods.mixing import ENLARGED, Floats, Mixing, Per, Space, between, points
 
 
 @dataclass(frozen=True)

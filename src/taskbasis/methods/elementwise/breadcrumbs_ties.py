@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.methods.electing import WEIGHED, Variant, Vote, check_word, elect
+from taskbasis.errors import check_word
+from taskbasis.methods.electing import WEIGHED, Variant, Vote, elect
 from taskbasis.methods.elementwise.breadcrumbs import Breadcrumbs
 
 

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis.errors import check_word
 from taskbasis.granularity import Granularity
 from taskbasis.methods.base import Chunk, Method, PerVector, State, per_vector
 from taskbasis.methods.cutoff import check_density
-from taskbasis.methods.electing import Variant, check_word
+from taskbasis.methods.electing import Variant
 from taskbasis.methods.trimming import (
     UNBOUNDED,
     coefficients,

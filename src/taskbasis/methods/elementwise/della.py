@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.methods.electing import WEIGHED, Vote, check_word, elect
+from taskbasis.errors import check_word
+from taskbasis.methods.electing import WEIGHED, Vote, elect
 from taskbasis.methods.elementwise.della_linear import DellaLinear
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis.errors import check_word
 from taskbasis.granularity import Granularity
 from taskbasis.methods.base import Chunk, Method, PerVector, State
 from taskbasis.methods.cutoff import (
@@ -17,7 +18,7 @@ from taskbasis.methods.cutoff import (
     find_bins,
     find_cutoffs,
 )
-from taskbasis.methods.electing import WEIGHED, Variant, Vote, check_word, elect
+from taskbasis.methods.electing import WEIGHED, Variant, Vote, elect
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""taskbasis check"""
+
+from taskbasis.cli.recipes import check
+
+__all__ = ["check"]

@@ -1,0 +1,5 @@
+"""taskbasis plan"""
+
+from taskbasis.cli.recipes import plan
+
+__all__ = ["plan"]

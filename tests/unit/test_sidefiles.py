@@ -1,0 +1,209 @@
+"""Side files: which go with an output, what is changed in the config, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from taskbasis.errors import FileError, UsageError
+from taskbasis.io.dtypes import BY_NAME
+from taskbasis.io.folder import open_tensors
+from taskbasis.io.writer import OutputTensor, Staged
+from taskbasis.sidefiles import RECIPE_FILE, check_layers, copy_side_files
+
+TENSORS = {"w": np.zeros(2, np.float32)}
+Copy = Callable[..., tuple[str, ...]]
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    save_file(TENSORS, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.fixture
+def copied(base: Path, tmp_path: Path) -> Copy:
+    """``copied(dtype=None, layers=None, skip=())``: what was left; the rest is in ``out``."""
+
+    def run(dtype: str | None = None, layers: int | None = None, **how: Any) -> tuple[str, ...]:
+        outputs = [OutputTensor("w", BY_NAME["float32"], (2,))]
+        with Staged(tmp_path / "out", outputs, {"format": "pt"}) as staged:
+            staged.write_array("w", TENSORS["w"])
+            named = BY_NAME[dtype] if dtype else None
+            left = copy_side_files(open_tensors(base), staged, named, layers, **how)
+            staged.commit()
+        return left
+
+    return run
+
+
+def written(out: Path) -> list[str]:
+    return sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+
+
+def config_of(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def test_which_files_go_with_it(base: Path, copied: Copy, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "vocab.txt", "README.md", RECIPE_FILE, "notes.yml", ".hidden"):
+        (base / name).write_text(f"text of {name}")
+    (base / "original").mkdir()
+    (base / "original" / "params.json").write_text("{}")
+    (base / "original" / "model.pth").write_bytes(b"weights")
+    (base / "pytorch_model.bin").write_bytes(b"weights")
+    (base / ".cache").mkdir()
+    (base / ".cache" / "lock").write_text("")
+    left = copied(skip=("notes.yml",))
+    out = tmp_path / "out"
+    assert written(out) == [
+        "model.safetensors", "original/params.json", "tokenizer.json", "vocab.txt"
+    ]  # fmt: skip
+    assert (out / "vocab.txt").read_text() == "text of vocab.txt"
+    assert set(left) >= {"README.md", "pytorch_model.bin", "original/model.pth"}
+    assert RECIPE_FILE not in left
+
+
+def test_modules_of_a_sentence_transformer_keep_their_weights(
+    base: Path, copied: Copy, tmp_path: Path
+) -> None:
+    (base / "modules.json").write_text('[{"path": ""}, {"path": "2_Dense"}]')
+    for folder in ("2_Dense", "3_Other"):
+        (base / folder).mkdir()
+        save_file(TENSORS, base / folder / "model.safetensors")
+    assert copied() == ("3_Other/model.safetensors",)
+    assert "2_Dense/model.safetensors" in written(tmp_path / "out")
+
+
+@pytest.mark.parametrize("modules", ["no JSON", "3", '[{"name": 1}]', "[" * 100_000])
+def test_strange_modules_list_nothing(modules: str, base: Path, copied: Copy) -> None:
+    (base / "modules.json").write_text(modules)
+    assert copied() == ()
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "n_layers", "num_layers"])
+def test_the_config_says_how_many_layers(
+    key: str, base: Path, copied: Copy, tmp_path: Path
+) -> None:
+    config = {"model_type": "x", key: 4, "names": ["ä"], "torch_dtype": "float32"}
+    (base / "config.json").write_text(json.dumps(config))
+    copied(layers=6)
+    assert config_of(tmp_path / "out") == config | {key: 6}
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_config_says_the_dtype(key: str, base: Path, copied: Copy, tmp_path: Path) -> None:
+    (base / "config.json").write_text(json.dumps({key: "float32", "num_hidden_layers": 4}))
+    copied("bfloat16")
+    assert config_of(tmp_path / "out") == {key: "bfloat16", "num_hidden_layers": 4}
+
+
+def test_keys_that_are_not_there_are_not_added(base: Path, copied: Copy, tmp_path: Path) -> None:
+    (base / "config.json").write_text('{"a": 1, "num_layers": "four", "n_layer": null}')
+    copied("bfloat16", 6)
+    assert config_of(tmp_path / "out") == {"a": 1, "num_layers": "four", "n_layer": None}
+
+
+def test_a_config_that_needs_no_change_keeps_its_bytes(
+    base: Path, copied: Copy, tmp_path: Path
+) -> None:
+    (base / "config.json").write_bytes(b'{ "dtype" :"float32"}')
+    copied()
+    assert (tmp_path / "out" / "config.json").read_bytes() == b'{ "dtype" :"float32"}'
+
+
+@pytest.mark.parametrize(("raw", "said"), [
+    (b"{", "is not valid JSON"),
+    (b"\xff", "is not valid JSON"),
+    (b"[" * 100_000, "is not valid JSON"),
+    (b"[]", "is not a JSON object"),
+])  # fmt: skip
+def test_a_config_that_is_none(
+    raw: bytes, said: str, base: Path, copied: Copy, tmp_path: Path, leftovers: Any
+) -> None:
+    (base / "config.json").write_bytes(raw)
+    for how in ({"dtype": "bfloat16"}, {"layers": 6}):
+        with pytest.raises(FileError, match=f"config.json: {said}"):
+            copied(**how)
+    with pytest.raises(FileError, match=said):
+        check_layers(base, 6)
+    assert not (tmp_path / "out").exists()
+    assert leftovers(tmp_path) == []
+
+
+# Lists with an entry for each layer.
+
+
+@pytest.mark.parametrize("layers", [None, 4])
+def test_lists_stay_where_layers_do(layers: int | None, base: Path) -> None:
+    (base / "config.json").write_text('{"num_hidden_layers": 4, "layer_types": [1, 2, 3, 4]}')
+    check_layers(base, layers)
+
+
+def test_a_list_for_each_layer_is_refused(base: Path) -> None:
+    (base / "config.json").write_text('{"n_layer": 4, "few": [1], "layer_types": [1, 2, 3, 4]}')
+    with pytest.raises(UsageError) as caught:
+        check_layers(base, 6)
+    assert str(caught.value) == (
+        f"{base / 'config.json'}: 'layer_types' has an entry for each of 4 layers, but the merge "
+        "has 6; remove it from a copy of the model, and say it again in the output"
+    )
+
+
+@pytest.mark.parametrize("config", [
+    {"num_hidden_layers": 4, "eos_token_id": [1, 2]},
+    {"layer_types": [1, 2, 3, 4]},
+    {"num_hidden_layers": 0, "empty": []},
+    {"num_hidden_layers": "4", "layer_types": [1, 2, 3, 4]},
+])  # fmt: skip
+def test_other_lists_say_nothing_of_layers(config: Any, base: Path) -> None:
+    (base / "config.json").write_text(json.dumps(config))
+    check_layers(base, 6)
+
+
+def test_no_config_is_nothing_wrong(base: Path) -> None:
+    check_layers(base, 6)
+    check_layers(base / "model.safetensors", 6)
+
+
+def test_a_folder_behind_a_url(tmp_path: Path) -> None:
+    """Its side files come along as those of a folder do."""
+    fsspec = pytest.importorskip("fsspec")
+    from taskbasis.io.remote import open_anywhere
+
+    memory = fsspec.filesystem("memory")
+    save_file(TENSORS, tmp_path / "w.safetensors")
+    root = "/taskbasis-sidefiles"
+    memory.pipe(f"{root}/model.safetensors", (tmp_path / "w.safetensors").read_bytes())
+    memory.pipe(f"{root}/config.json", b'{"n_layer": 4}')
+    memory.pipe(f"{root}/README.md", b"of the base")
+    memory.pipe(f"{root}/tokenizer.json", b"{}")
+    store = open_anywhere(f"memory:/{root}")
+    with Staged(tmp_path / "out", [OutputTensor("w", BY_NAME["float32"], (2,))], {}) as staged:
+        staged.write_array("w", TENSORS["w"])
+        copy_side_files(store, staged, None, 6)
+        staged.commit()
+    assert written(tmp_path / "out") == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert config_of(tmp_path / "out") == {"n_layer": 6}
+    memory.rm(root, recursive=True)
+
+
+def test_lists_behind_a_url_are_refused(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    from taskbasis.io.remote import open_anywhere
+
+    memory = fsspec.filesystem("memory")
+    save_file(TENSORS, tmp_path / "w.safetensors")
+    memory.pipe("/taskbasis-lists/model.safetensors", (tmp_path / "w.safetensors").read_bytes())
+    memory.pipe("/taskbasis-lists/config.json", b'{"n_layer": 4, "layer_types": [1, 2, 3, 4]}')
+    store = open_anywhere("memory://taskbasis-lists")
+    with pytest.raises(UsageError, match="layer_types"):
+        check_layers(store.path, 6)
