@@ -101,7 +101,7 @@ def check_layers(folder: Path, layers: int | None) -> None:
     """Refuse a config that says something of every single layer, where their number changes.
 
     Raises:
-        UsageError: naming the key.
+        UsageError: naming the key; or the number of layers is nowhere to be changed.
     """
     path = folder / "config.json"
     if layers is None:
@@ -114,6 +114,11 @@ def check_layers(folder: Path, layers: int | None) -> None:
         return
     config = _parsed(raw, folder)
     old = next((config[key] for key in _LAYERS if isinstance(config.get(key), int)), None)
+    if old is None:
+        raise UsageError(
+            f"{path}: says the number of layers under none of {', '.join(_LAYERS)}, so it cannot "
+            f"be told that there are {layers} now; take the config out of a copy of the model"
+        )
     for key, value in config.items():
         if key == "architectures" or key.endswith("_token_id"):
             continue  # as many by chance

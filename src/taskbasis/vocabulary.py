@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from taskbasis.errors import FileError, MismatchError, UsageError
+from taskbasis.io.folder import SAFETENSORS
+from taskbasis.io.remote import Url, side_files
 from taskbasis.io.tensors import TensorStore
 from taskbasis.recipes.schema import ModelRef, Tokenizer
 
@@ -16,14 +18,22 @@ _FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 def vocabulary(folder: Path) -> Mapping[str, int] | None:
     """Tokens and their numbers, from the tokenizer's own files; None where there are none.
 
+    Raises:
+        FileError: a file is no text.
+
     >>> vocabulary(getfixture("tiny_checkpoints") / "base") is None
     True
     """
+    remote = dict(side_files(folder)) if isinstance(folder, Url) else {}
     for name in _FILES:
         try:
-            text = (folder / name).read_text(encoding="utf-8")
+            raw = remote.get(name) if remote else (folder / name).read_bytes()
         except OSError:
             continue
+        if raw is None:
+            continue
+        try:
+            text = raw.decode()
         except UnicodeDecodeError as error:
             where = f"byte {error.start}"
             raise FileError(
@@ -61,6 +71,11 @@ def _of_fast_tokenizer(content: object) -> Mapping[str, int] | None:
     return found
 
 
+def _has_files(path: Path) -> bool:
+    """Whether a tokenizer may stand beside the weights: in a folder, here or behind a URL."""
+    return path.suffix != SAFETENSORS if isinstance(path, Url) else path.is_dir()
+
+
 def check_vocabularies(tokenizer: Tokenizer | None, stores: Mapping[str, TensorStore]) -> None:
     """Refuse models whose vocabularies differ: rows of their embeddings mean different tokens.
 
@@ -80,7 +95,7 @@ def check_vocabularies(tokenizer: Tokenizer | None, stores: Mapping[str, TensorS
     known = {
         name: found
         for name, store in stores.items()
-        if store.path.is_dir() and (found := vocabulary(store.path)) is not None
+        if _has_files(store.path) and (found := vocabulary(store.path)) is not None
     }
     if not known:
         return

@@ -160,9 +160,8 @@ def test_a_list_for_each_layer_is_refused(base: Path) -> None:
 
 @pytest.mark.parametrize("config", [
     {"num_hidden_layers": 4, "eos_token_id": [1, 2]},
-    {"layer_types": [1, 2, 3, 4]},
+    {"num_hidden_layers": 4, "layer_sizes": [1, 2, 3]},
     {"num_hidden_layers": 0, "empty": []},
-    {"num_hidden_layers": "4", "layer_types": [1, 2, 3, 4]},
 ])  # fmt: skip
 def test_other_lists_say_nothing_of_layers(config: Any, base: Path) -> None:
     (base / "config.json").write_text(json.dumps(config))
@@ -207,3 +206,11 @@ def test_lists_behind_a_url_are_refused(tmp_path: Path) -> None:
     store = open_anywhere("memory://taskbasis-lists")
     with pytest.raises(UsageError, match="layer_types"):
         check_layers(store.path, 6)
+
+
+def test_a_config_that_hides_the_number_of_layers_is_refused(tmp_path: Path) -> None:
+    for config in ({"text_config": {"num_hidden_layers": 4}}, {"num_hidden_layers": "4"}):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UsageError, match="says the number of layers under none of"):
+            check_layers(tmp_path, 6)
+        check_layers(tmp_path, None)

@@ -152,3 +152,20 @@ def test_tokenizers_that_the_real_library_writes(tmp_path: Path, stores: Any) ->
         (tmp_path / name).mkdir()
         tokenizer.save(str(tmp_path / name / "tokenizer.json"))
         assert vocabulary(tmp_path / name) == tokenizer.get_vocab(with_added_tokens=True)
+
+
+def test_vocabularies_behind_a_url_are_compared(tmp_path: Path) -> None:
+    pytest.importorskip("fsspec", reason="reading URLs needs the extra 'remote'")
+
+    from taskbasis.io.remote import open_remote
+
+    stores = {}
+    for name, words in (("a", "xyz"), ("b", "yxz")):
+        folder = tmp_path / name
+        folder.mkdir()
+        save_file({"w": np.zeros(2, np.float32)}, folder / "model.safetensors")
+        vocab = {word: number for number, word in enumerate(words)}
+        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}}))
+        stores[name] = open_remote(folder.as_uri())
+    with pytest.raises(MismatchError, match="2 tokens of a and b differ"):
+        check_vocabularies(None, stores)
