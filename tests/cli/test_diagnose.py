@@ -27,7 +27,8 @@ def vectors(desk: Path, *names: str, base: str = "base") -> dict[str, TaskVector
 
 def test_tables_hold_the_numbers(desk: Path, call: Any) -> None:
     said = call("diagnose a b c --base base --dtype bfloat16 --scale 0.5")
-    assert (said.code, said.err) == (0, "")
+    assert said.code == 0
+    assert said.err in ("", "compiling the kernels for this machine, once\n")
     found = diagnose(
         vectors(desk, "a", "b", "c"), Checkpoint(desk / "base"), dtype="bfloat16", scale=0.5
     )
