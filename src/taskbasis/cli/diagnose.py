@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from taskbasis.cli.options import engine_options, exclude_option, print_table, scale_option
+from taskbasis.cli.options import (
+    engine_options,
+    exclude_option,
+    print_table,
+    scale_option,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from taskbasis.diagnosis import Diagnosis, Part, Rounding, Survival
@@ -86,7 +90,7 @@ def diagnose(
         click.echo("nothing looks wrong")
     if json_out is not None:
         content = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
-        _write_text(Path(json_out), content)
+        write_text(Path(json_out), content)
     if plot_out is not None:
         from taskbasis.plot.diagnosis import diagnosis_plot
 
@@ -119,18 +123,6 @@ def _check_places(
             raise UsageError(f"--json {json_out} is a folder; name a file")
     if plot_out is not None:
         check_picture(plot_out)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
 
 
 def _show(found: Diagnosis, verbose: bool) -> None:

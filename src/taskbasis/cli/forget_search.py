@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from taskbasis.cli.options import Output, load_all_tasks, print_table, warn
+from taskbasis.cli.options import Output, load_all_tasks, print_table, warn, write_text
 
 if TYPE_CHECKING:
     from taskbasis.cli.forget import Removal
@@ -56,7 +54,7 @@ class Search:
         if not output.quiet:
             _show(choice, *scores)
         if self.json is not None:
-            _write_text(Path(self.json), _document(removal, choice, *scores))
+            write_text(Path(self.json), _document(removal, choice, *scores))
             _say(output, self.json)
         if self.plot is not None:
             from taskbasis.plot import forget_plot
@@ -228,18 +226,6 @@ def _document(removal: Removal, choice: ForgetChoice, untouched: Scores, forgott
         "points": [asdict(point) for point in choice.points],
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
 
 
 def _say(output: Output, path: str) -> None:

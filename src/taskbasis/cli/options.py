@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
@@ -258,8 +261,6 @@ def match_by_name(texts: Sequence[str], names: Sequence[str], what: str) -> list
     Raises:
         UsageError: a name is unknown or given twice, or there is not one file for each.
     """
-    from pathlib import Path
-
     from taskbasis.errors import UsageError, nearest
 
     named: dict[str, str] = {}
@@ -328,6 +329,18 @@ def print_kept(names: Sequence[str], kept: Kept) -> None:
     nothing = [name for name, density in zip(names, kept.density, strict=True) if not density]
     if nothing:
         warn(f"nothing is kept of {', '.join(nothing)}; is the threshold too high?")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(draft, 0o644)
+        os.replace(draft, path)
+    finally:
+        Path(draft).unlink(missing_ok=True)
 
 
 def warn(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from taskbasis.errors import FileError, HeaderError
@@ -92,6 +92,20 @@ def _open_index(folder: Path, indexes: list[str], files: list[str]) -> TensorSto
     weight_map, metadata = _read_index(folder / indexes[0])
     used = sorted(set(weight_map.values()))
     shards = {name: _open_shard(folder, indexes[0], name) for name in used}
+    infos = placed(folder, weight_map, shards)
+    first = next(iter(shards.values()))
+    paths = tuple(folder / name for name in shards)
+    return TensorStore(folder, infos, {**first.metadata, **metadata}, paths)
+
+
+def placed(
+    folder: Path, weight_map: Mapping[str, str], shards: Mapping[str, TensorStore]
+) -> dict[str, TensorInfo]:
+    """The tensors of all shards, by name, as an index places them.
+
+    Raises:
+        HeaderError: a shard lacks a tensor, or holds one that the index does not place there.
+    """
     infos: dict[str, TensorInfo] = {}
     for name, shard in sorted(weight_map.items()):
         if name not in shards[shard]:
@@ -104,9 +118,21 @@ def _open_index(folder: Path, indexes: list[str], files: list[str]) -> TensorSto
                 f"{folder / shard}: holds {len(strangers)} tensors that the index does not place "
                 f"there, e.g. {strangers[0]!r}"
             )
-    first = next(iter(shards.values()))
-    paths = tuple(folder / name for name in shards)
-    return TensorStore(folder, infos, {**first.metadata, **metadata}, paths)
+    return infos
+
+
+def weight_map_of(content: object, where: Path) -> dict[str, str]:
+    """Which file an index places every tensor in.
+
+    Raises:
+        HeaderError: it is no index.
+    """
+    found = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not found:
+        raise HeaderError(f"{where}: has no weight_map")
+    if not all(isinstance(value, str) for value in found.values()):
+        raise HeaderError(f"{where}: weight_map must map tensor names to file names")
+    return found
 
 
 def _open_shard(folder: Path, index: str, name: str) -> TensorStore:
@@ -127,11 +153,7 @@ def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
         raise FileError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"{path}: is not valid JSON: {error}") from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise HeaderError(f"{path}: has no weight_map")
-    if not all(isinstance(value, str) for value in weight_map.values()):
-        raise HeaderError(f"{path}: weight_map must map tensor names to file names")
+    weight_map = weight_map_of(content, path)
     own = content.get("metadata")
     metadata = own if isinstance(own, dict) else {}
     return weight_map, {key: value for key, value in metadata.items() if isinstance(value, str)}

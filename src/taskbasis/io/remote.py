@@ -16,9 +16,22 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from taskbasis.errors import FileError, HeaderError, MissingExtraError, UsageError, require
-from taskbasis.io.folder import INDEX_SUFFIX, SAFETENSORS, WEIGHT_SUFFIXES, open_tensors
+from taskbasis.io.folder import (
+    INDEX_SUFFIX,
+    SAFETENSORS,
+    WEIGHT_SUFFIXES,
+    open_tensors,
+    placed,
+    weight_map_of,
+)
 from taskbasis.io.hub import brief, resolve
-from taskbasis.io.safetensors import HEADER_LIMIT, _check_layout, _entry, _metadata, _parse
+from taskbasis.io.safetensors import (
+    HEADER_LIMIT,
+    check_layout,
+    parse_header,
+    read_entry,
+    read_metadata,
+)
 from taskbasis.io.tensors import TensorInfo, TensorStore
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}")
@@ -234,12 +247,12 @@ def _open_file(system: Any, path: str, shown: Url) -> TensorStore:
     blob = RemoteBlob(system, path, str(shown))
     raw, size = _header(blob, shown)
     start = 8 + len(raw)
-    entries = _parse(shown, raw)
-    metadata = _metadata(shown, entries.pop("__metadata__", {}))
+    entries = parse_header(shown, raw)
+    metadata = read_metadata(shown, entries.pop("__metadata__", {}))
     infos: dict[str, TensorInfo] = {}
     spans = []
     for name in sorted(entries):
-        dtype, shape, begin, end = _entry(shown, name, entries[name])
+        dtype, shape, begin, end = read_entry(shown, name, entries[name])
         infos[name] = TensorInfo(name, dtype, shape, blob, start + begin)
         if infos[name].nbytes != end - begin:
             raise HeaderError(
@@ -247,7 +260,7 @@ def _open_file(system: Any, path: str, shown: Url) -> TensorStore:
                 f"{infos[name].nbytes} bytes, but its offsets span {end - begin}"
             )
         spans.append((begin, end, name))
-    _check_layout(shown, spans, size - start)
+    check_layout(shown, spans, size - start)
     return TensorStore(shown, infos, metadata, (shown,))
 
 
@@ -276,18 +289,7 @@ def _open_index(system: Any, path: str, shown: Url, index: str) -> TensorStore:
         ):
             raise HeaderError(f"{shown / index}: names the file {shard!r}, which is not read")
         shards[shard] = _open_file(system, posixpath.join(path, shard), shown / shard)
-    infos: dict[str, TensorInfo] = {}
-    for name, shard in sorted(weight_map.items()):
-        if name not in shards[shard]:
-            raise HeaderError(f"{shown}: the index places {name!r} in {shard}, which lacks it")
-        infos[name] = shards[shard][name]
-    for shard, store in shards.items():
-        strangers = [name for name in store if weight_map.get(name) != shard]
-        if strangers:
-            raise HeaderError(
-                f"{shown / shard}: holds {len(strangers)} tensors that the index does not place "
-                f"there, e.g. {strangers[0]!r}"
-            )
+    infos = placed(shown, weight_map, shards)
     metadata = next(iter(shards.values())).metadata
     return TensorStore(shown, infos, metadata, tuple(shown / shard for shard in shards))
 
@@ -301,12 +303,7 @@ def _weight_map(system: Any, path: str, shown: Url) -> dict[str, str]:
         content = json.loads(blob.read(0, size))
     except (ValueError, RecursionError) as error:
         raise HeaderError(f"{shown}: is not valid JSON: {error}") from None
-    found = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not found:
-        raise HeaderError(f"{shown}: has no weight_map")
-    if not all(isinstance(value, str) for value in found.values()):
-        raise HeaderError(f"{shown}: weight_map must map tensor names to file names")
-    return found
+    return weight_map_of(content, shown)
 
 
 def located(path: str | Path, revision: str | None = None) -> Path:

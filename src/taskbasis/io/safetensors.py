@@ -38,13 +38,13 @@ def read_safetensors(path: Path) -> TensorStore:
     """
     raw, seen = _header_bytes(path)
     data_start = 8 + len(raw)
-    entries = _parse(path, raw)
-    metadata = _metadata(path, entries.pop("__metadata__", {}))
+    entries = parse_header(path, raw)
+    metadata = read_metadata(path, entries.pop("__metadata__", {}))
     blob = FileBlob(path, seen)
     spans: list[tuple[int, int, str]] = []
     infos: dict[str, TensorInfo] = {}
     for name in sorted(entries):
-        dtype, shape, begin, end = _entry(path, name, entries[name])
+        dtype, shape, begin, end = read_entry(path, name, entries[name])
         info = TensorInfo(name, dtype, shape, blob, data_start + begin)
         if info.nbytes != end - begin:
             raise HeaderError(
@@ -53,7 +53,7 @@ def read_safetensors(path: Path) -> TensorStore:
             )
         infos[name] = info
         spans.append((begin, end, name))
-    _check_layout(path, spans, seen.st_size - data_start)
+    check_layout(path, spans, seen.st_size - data_start)
     return TensorStore(path, infos, metadata, (path,))
 
 
@@ -84,7 +84,9 @@ def _header_bytes(path: Path) -> tuple[bytes, os.stat_result]:
     return raw, seen
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, Any]:
+def parse_header(path: Path, raw: bytes) -> dict[str, Any]:
+    """The entries of a header by name; HeaderError where it is no JSON, or a name stands twice."""
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
@@ -102,7 +104,8 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
     return entries
 
 
-def _metadata(path: Path, value: object) -> dict[str, str]:
+def read_metadata(path: Path, value: object) -> dict[str, str]:
+    """The file's own strings; HeaderError where they are something else."""
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise HeaderError(f"{path}: __metadata__ must map strings to strings")
     return value
@@ -125,7 +128,8 @@ def _short(value: object) -> str:
     return reprlib.repr(value)
 
 
-def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...], int, int]:
+def read_entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...], int, int]:
+    """Dtype, shape, first byte and the one after the last; HeaderError where they disagree."""
     if not name.isprintable():
         raise HeaderError(f"{path}: tensor name {name!r} holds control characters")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -145,7 +149,8 @@ def _entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...]
     return BY_CODE[code], tuple(shape), begin, end
 
 
-def _check_layout(path: Path, spans: list[tuple[int, int, str]], available: int) -> None:
+def check_layout(path: Path, spans: list[tuple[int, int, str]], available: int) -> None:
+    """Refuse tensors that overlap, leave gaps or do not end where the file does (HeaderError)."""
     position = 0
     for begin, end, name in sorted(spans):
         if begin != position:

@@ -35,18 +35,16 @@ class Wudi(Method):
       much about is optimal, and where they say little it is the sum's, as in a descent from the
       sum that ends early. Twice as long vectors give twice the result.
     - ``solver="adam"`` is the released code: ``iterations`` steps of Adam at ``rate``, in the
-      deltas' own precision. It takes about ten times as long.
+      deltas' own precision. It takes several times as long.
 
     Pitfalls:
 
     - Without the ridge the minimum (a pseudo-inverse gives it) exists, and is bad: two tasks that
-      disagree along nearly the same inputs are both pleased by huge weights across them. On the
-      eight digit tasks it moved the weights three times as far from the sum as the default, and
-      lost four points of accuracy. The default was chosen there, on validation; 1e-3 to 1e-2 do
-      equally well.
+      disagree along nearly the same inputs are both pleased by huge weights across them. The
+      default was chosen on the eight digit tasks, on validation.
     - Adam's rate is in units of the weights: 300 steps of 1e-5 go 3e-3 at most. With entries of
-      that size they hardly leave the sum (on the digits, twelve points less than ``closed``), and
-      with entries below 1e-5 they overshoot. The released code takes 2e-5 for RoBERTa.
+      that size they hardly leave the sum, and with entries below 1e-5 they overshoot. The
+      released code takes 2e-5 for RoBERTa.
     - Rows are taken for outputs. GPT-2's Conv1D layers are stored [in, out].
     - Vectors count alike, however long they are. A zero vector has no say; the released code
       divides by its norm.
