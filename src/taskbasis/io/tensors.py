@@ -55,13 +55,13 @@ class FileBlob:
         with self._lock:
             if self._descriptor is None:
                 try:
-                    self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                    found = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
                     raise FileError(f"{self.path}: cannot be opened: {error.strerror}") from None
-                if self._seen and _state(self._seen) != _state(os.fstat(self._descriptor)):
-                    os.close(self._descriptor)
-                    self._descriptor = None
+                if self._seen and _state(self._seen) != _state(os.fstat(found)):
+                    os.close(found)
                     raise FileError(f"{self.path}: was changed since it was opened; open it again")
+                self._descriptor = found  # only now: other threads read it without the lock
             return self._descriptor
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
