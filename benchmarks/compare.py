@@ -77,6 +77,19 @@ class Agreement:
         """The same tensors, and no number further off than one rounding."""
         return not self.unmatched and self.worst_units <= 1
 
+    @classmethod
+    def together(cls, parts: Sequence[Agreement], unmatched: Sequence[str] = ()) -> Agreement:
+        """The agreement of tensors that were compared one by one."""
+        worst = max(parts, key=lambda part: part.worst_units, default=None)
+        return cls(
+            unmatched=(*unmatched, *(name for part in parts for name in part.unmatched)),
+            entries=sum(part.entries for part in parts),
+            differing=sum(part.differing for part in parts),
+            worst_units=worst.worst_units if worst else 0,
+            worst_tensor=worst.worst_tensor if worst else "",
+            worst_value=max((part.worst_value for part in parts), default=0.0),
+        )
+
     def sentence(self) -> str:
         """What was found, for a reader.
 
@@ -95,9 +108,9 @@ class Agreement:
 
 
 def tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of every safetensors file in a folder, by name."""
+    """Every tensor of a safetensors file, or of all of them in a folder, by name."""
     found: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in [folder] if folder.is_file() else sorted(folder.glob("*.safetensors")):
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header: dict[str, dict[str, Any]] = json.loads(file.read(length))
@@ -139,6 +152,28 @@ def compare_with_exact_sum(
         return ours[name].block(first, count), exact
 
     return _agreement(ours, bases, blocks)
+
+
+def compare_arrays(
+    name: str, result: Stored | None, exact: NDArray[np.float64], slack: NDArray[np.float64]
+) -> Agreement:
+    """Compares one tensor with its exact numbers; what is closer than ``slack`` is equal."""
+    if result is None or result.shape != exact.shape:
+        return Agreement((name,), 0, 0, 0, "", 0.0)
+    # The second rounding, through float32, can cost a unit, which is allowed.
+    rounded = exact.astype(np.float32).astype(ml_dtypes.bfloat16)
+    units = units_apart(result, rounded)
+    values = np.abs(result.astype(np.float64) - exact)
+    units[(units > 1) & (values <= slack)] = 1
+    worst = int(units.max(initial=0))
+    return Agreement(
+        unmatched=(),
+        entries=result.size,
+        differing=int(np.count_nonzero(units)),
+        worst_units=worst,
+        worst_tensor=name if worst else "",
+        worst_value=float(values[units > 0].max(initial=0.0)),
+    )
 
 
 class _Scratch(threading.local):

@@ -1,18 +1,18 @@
-"""mergekit as the contestant: its environment, its configuration, its command."""
+"""mergekit as the contestant: its environment, its commands; and the recipes that both follow."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from measure import run
 
-# The same result as ours: float32 inside, rounded to bf16 once. The other is the one people
-# write; it rounds every difference and every sum on the way, and is faster for it.
-SAME, ROUNDED = "mergekit", "mergekit, dtype bfloat16"
-DTYPES = {SAME: "float32", ROUNDED: "bfloat16"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+VERBS = {
+    "mergekit-yaml": "mergekit.scripts.run_yaml:main",
+    "mergekit-extract-lora": "mergekit.scripts.extract_lora:main",
+}
 
 _VERSIONS = """
 import json
@@ -36,36 +36,68 @@ class Mergekit:
         """Whether it is there."""
         return (self._bin / "mergekit-yaml").exists()
 
+    @property
+    def python(self) -> str:
+        """Its interpreter."""
+        return str(self._bin / "python")
+
     def versions(self) -> dict[str, str]:
         """Of mergekit and what it stands on."""
-        printed = run([str(self._bin / "python"), "-c", _VERSIONS], OFFLINE).printed
+        printed = run([self.python, "-c", _VERSIONS], OFFLINE).printed
         found: dict[str, str] = json.loads(printed.strip().splitlines()[-1])
         return found
 
-    def command(self, recipe: Path, output: Path, shard_size: str) -> list[str]:
-        """Merges by the recipe; writes weights and ``config.json``, no tokenizer, no card."""
-        return [
-            str(self._bin / "mergekit-yaml"),
-            str(recipe),
-            str(output),
-            "--no-copy-tokenizer",
-            "--no-write-model-card",
-            "--quiet",
-            "--out-shard-size",
-            shard_size,
-        ]
+
+def merging(recipe: Path, output: Path) -> list[str]:
+    """The words of ``mergekit-yaml``: weights and ``config.json``, no tokenizer, no card."""
+    return [
+        str(recipe),
+        str(output),
+        "--no-copy-tokenizer",
+        "--no-write-model-card",
+        "--quiet",
+        "--out-shard-size",
+        "5B",
+    ]
 
 
-def task_arithmetic(base: Path, tuned: Sequence[Path], scale: float, dtype: str) -> str:
-    """The recipe of base + scale x sum of (tuned - base), written in bf16.
+def extracting(base: Path, tuned: Path, output: Path, rank: int, include: str) -> list[str]:
+    """The words of ``mergekit-extract-lora`` for the linear layers that match a pattern."""
+    return [
+        f"--model={tuned}",
+        f"--base-model={base}",
+        f"--out-path={output}",
+        f"--max-rank={rank}",
+        f"--include-regex={include}",
+        "--skip-undecomposable",
+        "--quiet",
+    ]
 
-    JSON strings are YAML strings, so any path may stand here.
+
+def recipe(
+    method: str,
+    models: Sequence[Path],
+    base: Path | None = None,
+    each: Mapping[str, float] | None = None,
+    shared: Mapping[str, object] | None = None,
+) -> str:
+    """A recipe that is computed in float32 and written in bf16, by both programs.
+
+    JSON is YAML, so any path may stand here.
+
+    Args:
+        method: mergekit's name.
+        models: whose weights are merged.
+        base: the base model, for methods that take one.
+        each: parameters of every model.
+        shared: parameters of the method.
     """
-    models = "".join(
-        f"  - model: {json.dumps(str(one))}\n    parameters:\n      weight: {scale}\n"
-        for one in tuned
-    )
-    return (
-        f"merge_method: task_arithmetic\nbase_model: {json.dumps(str(base))}\n"
-        f"models:\n{models}dtype: {dtype}\nout_dtype: bfloat16\n"
-    )
+    content: dict[str, object] = {"merge_method": method}
+    if base is not None:
+        content["base_model"] = str(base)
+    content["models"] = [
+        {"model": str(one), **({"parameters": dict(each)} if each else {})} for one in models
+    ]
+    if shared:
+        content["parameters"] = dict(shared)
+    return json.dumps({**content, "dtype": "float32", "out_dtype": "bfloat16"}, indent=1) + "\n"

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import adapters
+import tokens
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -40,6 +42,8 @@ MERGEKIT = Path(os.environ.get("MERGEKIT_VENV", ".venv-mergekit")) / "bin" / "me
 OURS = (sys.executable, "-m", "taskbasis.cli")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 LAYERS, WORDS = 4, 64
+_HOW_OPENED = ("is_local", "local_files_only")
+ENDS = {"bos_token_id": 1, "eos_token_id": 1}
 _UNIT = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 
 LLAMA = {
@@ -73,8 +77,18 @@ FAMILIES: Mapping[str, Any] = {
     "biased": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, attention_bias=True)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
     "bert": lambda: BertForMaskedLM(BertConfig(**BERT)),
+    "half": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA)).bfloat16(),
 }
 """By name: what makes a model."""
+WORDED: Mapping[str, Any] = {
+    "worded llama": lambda n: LlamaForCausalLM(LlamaConfig(**LLAMA | ENDS | {"vocab_size": n})),
+    "worded tied": lambda n: LlamaForCausalLM(
+        LlamaConfig(**LLAMA | ENDS | {"vocab_size": n}, tie_word_embeddings=True)
+    ),
+    "worded gpt2": lambda n: GPT2LMHeadModel(GPT2Config(**GPT2 | {"vocab_size": n})),
+    "worded bert": lambda n: BertForMaskedLM(BertConfig(**BERT | {"vocab_size": n})),
+}
+"""The same for models of different vocabularies."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +101,11 @@ class Case:
         dropped: a part of the names of the tensors that it leaves out.
         wrong: what is wrong with its numbers, which therefore differ.
         units: how many the numbers may be apart.
+        worded: whether the tokenizers are opened and compared, and rows by their tokens.
+        whole: whether a unit is that of a tensor's largest entry: where the products of factors are
+            summed in another order, their errors are as large as the terms.
+        flags: what is typed behind both commands.
+        numbered: whether mergekit gives tokens their numbers, and takes its config, by a rule.
     """
 
     family: str
@@ -95,6 +114,10 @@ class Case:
     dropped: str = ""
     wrong: str = ""
     units: float = 1.0
+    worded: bool = False
+    whole: bool = False
+    flags: tuple[str, ...] = ()
+    numbered: bool = True
 
 
 TIES = """
@@ -177,7 +200,7 @@ merge_method: passthrough
 dtype: float32
 """
 
-_BIASES = "mergekit's list of a Llama's tensors has no biases of attention"
+_UNLISTED = "its list of the architecture's tensors has none of them"
 CASES: Mapping[str, Case] = {
     "ties, gradient and filter": Case("llama", TIES, units=2),
     "slerp in one slice, as in its README": Case("llama", SLERP, units=2),
@@ -201,10 +224,48 @@ CASES: Mapping[str, Case] = {
         "bert", ARITHMETIC, refused="Tensor bert.pooler.dense.bias required but not present"
     ),
 }
+ADAPTED = ("llama", "biased", "gpt2", "half")
+"""Families that have adapters, too."""
+CASES = {
+    **CASES,
+    **{
+        name: Case("llama", recipe, units=8, whole=True)
+        for name, recipe in adapters.RECIPES.items()
+    },
+    "an adapter written into its model, GPT-2": Case("gpt2", adapters.ALONE, units=8, whole=True),
+    "an adapter written into its model, bfloat16": Case("half", adapters.ALONE),
+    "adapters merged in bfloat16": Case(
+        "half",
+        adapters.ADAPTED + "out_dtype: bfloat16\n",
+        units=2,
+        flags=("--lora-merge-dtype", "bfloat16"),
+    ),
+    "an adapter with trained biases": Case(
+        "biased",
+        adapters.ALONE.replace("plain", "biased"),
+        dropped="_proj.bias",
+        units=8,
+        whole=True,
+    ),
+    **{
+        f"{name}, {family}": Case(
+            family,
+            recipe,
+            dropped="cls.predictions.transform" if "bert" in family else "",
+            units=4,
+            worded=True,
+            numbered="base_model" in recipe,
+        )
+        for family in WORDED
+        for name, recipe in tokens.RECIPES.items()
+    },
+}
 
 
 def make_models(family: str, folder: Path) -> dict[str, str]:
     """A base and three models that were trained from it, as far as their numbers go."""
+    if family in WORDED:
+        return tokens.make(WORDED[family], folder / family)
     torch.manual_seed(0)
     base = FAMILIES[family]()
     found = {"base": folder / family / "base"}
@@ -246,8 +307,11 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def units(ours: torch.Tensor, theirs: torch.Tensor, inputs: list[torch.Tensor]) -> float:
-    """How far two tensors are apart, in units of their dtype at the size of what they hold."""
+def units(
+    ours: torch.Tensor, theirs: torch.Tensor, inputs: list[torch.Tensor], whole: bool = False
+) -> float:
+    """How far two tensors are apart, in units of their dtype at the size of what they hold: of
+    every entry, or of the largest."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return float("inf")
     if not ours.numel():
@@ -255,17 +319,25 @@ def units(ours: torch.Tensor, theirs: torch.Tensor, inputs: list[torch.Tensor]) 
     left, right = ours.double(), theirs.double()
     alike = [one.double().abs() for one in inputs if one.shape == ours.shape]
     largest = torch.stack([left.abs(), right.abs(), *alike]).amax(0).clamp(min=1e-30)
+    if whole:
+        largest = torch.full_like(left, float(largest.max()))
     _, exponent = torch.frexp(largest)
     unit = torch.ldexp(torch.ones_like(left), exponent - 1) * _UNIT[ours.dtype]
     return float(((left - right).abs() / unit).max())
 
 
-def farthest(ours: Path, theirs: Path, models: Mapping[str, str]) -> float:
+def farthest(case: Case, ours: Path, theirs: Path, models: Mapping[str, str]) -> float:
     """How far apart two models are, in units; of tensors that both have."""
     mine, other = tensors(ours), tensors(theirs)
     inputs = [tensors(Path(model)) for model in models.values()]
+    if case.worded:
+        order = tokens.vocabulary(theirs)
+        mine = tokens.by_token(mine, tokens.vocabulary(ours), order)
+        rows = zip(inputs, map(Path, models.values()), strict=True)
+        inputs = [tokens.by_token(one, tokens.vocabulary(path), order) for one, path in rows]
+        inputs = [tokens.padded(one, mine) for one in inputs]
     return max(
-        units(mine[name], other[name], [one[name] for one in inputs if name in one])
+        units(mine[name], other[name], [one[name] for one in inputs if name in one], case.whole)
         for name in mine.keys() & other.keys()
     )
 
@@ -281,16 +353,20 @@ def differences(case: Case, ours: Path, theirs: Path) -> Iterator[str]:
     if case.dropped and not any(case.dropped in name for name in mine.keys() - other.keys()):
         yield f"mergekit has {case.dropped} after all"
     first, second = (json.loads((side / "config.json").read_text()) for side in (ours, theirs))
-    for key in sorted(first.keys() | second.keys()):
+    for key in sorted(first.keys() | second.keys()) if case.numbered else ():
         if first.get(key) != second.get(key):
             yield f"config {key}: ours {first.get(key)}, mergekit's {second.get(key)}"
-    for file in TOKENIZER:
+    if case.worded:
+        yield from tokens.tokenizers_differ(ours, theirs, case.numbered)
+    for file in () if case.worded else TOKENIZER:
         if _content(ours / file) != _content(theirs / file):
             yield f"{file} differs"
 
 
 def _content(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    # transformers notes how it opened the tokenizer, where mergekit saves it again.
+    return {key: value for key, value in found.items() if key not in _HOW_OPENED}
 
 
 def follow(name: str, case: Case, models: Mapping[str, str], folder: Path) -> tuple[bool, str]:
@@ -298,10 +374,11 @@ def follow(name: str, case: Case, models: Mapping[str, str], folder: Path) -> tu
     recipe = folder / f"{name}.yml".replace(" ", "-").replace(",", "")
     recipe.write_text(case.recipe.format(**models), encoding="utf-8")
     ours, theirs = recipe.with_suffix(".ours"), recipe.with_suffix(".theirs")
-    code, said = run((*OURS, "merge", str(recipe), str(ours), "-q", "--no-write-model-card"))
+    flags = (*case.flags, "--no-write-model-card", "--lora-merge-cache", str(folder / "loras"))
+    code, said = run((*OURS, "merge", str(recipe), str(ours), "-q", *flags))
     if code:
         return False, f"taskbasis: {_last(said)}"
-    code, said = run((str(MERGEKIT), str(recipe), str(theirs), "--no-write-model-card"))
+    code, said = run((str(MERGEKIT), str(recipe), str(theirs), *flags))
     if case.refused:
         if code == 0 or case.refused not in said:
             return False, f"mergekit was expected to refuse {case.refused}: {_last(said)}"
@@ -312,7 +389,7 @@ def follow(name: str, case: Case, models: Mapping[str, str], folder: Path) -> tu
     if code:
         return False, f"mergekit: {_last(said)}"
     found = list(differences(case, ours, theirs))
-    away = farthest(ours, theirs, models)
+    away = farthest(case, ours, theirs, models)
     if (away > case.units) != bool(case.wrong):
         found.append(f"{away:.1f} units apart")
     if found:
@@ -326,7 +403,7 @@ def follow(name: str, case: Case, models: Mapping[str, str], folder: Path) -> tu
     if exact < len(other):
         line += f", others within {away:.2f} units"
     if case.dropped:
-        line += f"; mergekit drops {len(mine.keys() - other.keys())} tensors ({_BIASES})"
+        line += f"; mergekit drops {len(mine.keys() - other.keys())} tensors ({_UNLISTED})"
     return True, line
 
 
@@ -334,15 +411,20 @@ def _last(said: str) -> str:
     return (said.strip().splitlines() or ["nothing was said"])[-1]
 
 
-def main() -> int:
-    """Follows every recipe."""
+def main(only: str = "") -> int:
+    """Follows every recipe whose name has a part of the words."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        models = {name: make_models(name, folder) for name in FAMILIES}
+        models = {name: make_models(name, folder) for name in (*FAMILIES, *WORDED)}
+        for family in ADAPTED:
+            python, base = MERGEKIT.parent / "python", models[family]["base"]
+            models[family] |= adapters.make(python, base, folder / family / "adapters")
         wrong = 0
         for name, case in CASES.items():
+            if only not in name:
+                continue
             good, line = follow(name, case, models[case.family], folder)
             wrong += not good
             print(f"{'ok  ' if good else 'FAIL'} {name}: {line}", flush=True)
@@ -351,4 +433,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from taskbasis.errors import TaskbasisError
     from taskbasis.evaluate import Task, search_addition, search_negation
     from taskbasis.library import Basis, Design, fit, update
+    from taskbasis.live import apply, merge_state_dicts
     from taskbasis.masks import Masks
     from taskbasis.merging import analogy, merge
     from taskbasis.methods import method
@@ -41,9 +42,11 @@ _HOMES = {
     "TaskVector": "vectors",
     "TaskbasisError": "errors",
     "analogy": "merging",
+    "apply": "live",
     "disentangle": "disentangling",
     "fit": "library",
     "merge": "merging",
+    "merge_state_dicts": "live",
     "method": "methods",
     "restore": "selection",
     "search_addition": "evaluate",
@@ -66,9 +69,11 @@ __all__ = [
     "TaskbasisError",
     "__version__",
     "analogy",
+    "apply",
     "disentangle",
     "fit",
     "merge",
+    "merge_state_dicts",
     "method",
     "restore",
     "search_addition",

@@ -14,12 +14,14 @@ from typing import Any
 import yaml
 
 from taskbasis._version import __version__
-from taskbasis.errors import UsageError
+from taskbasis.errors import FileError, UsageError
 from taskbasis.io.hub import HubId, cached_id, parse_id
+from taskbasis.io.regular import read_regular
 from taskbasis.methods import Method
 from taskbasis.methods.registry import plain
 
 CARD = "README.md"
+_LONGEST_CARD = 10_000_000
 _TAGS = ["merge", "task-vector", "taskbasis"]
 _LICENCE = ("license", "license_name", "license_link")
 _COMMAND_KNOWS = {
@@ -33,6 +35,7 @@ _COMMAND_KNOWS = {
     "scores",
     "moments",
     "exclude",
+    "stored",
 }
 
 
@@ -41,7 +44,7 @@ def model_card(
     parents: Sequence[str | Path],
     method: Method | None = None,
     *,
-    dtype: str | None = None,
+    stored: Sequence[str] = (),
     library_name: str = "transformers",
 ) -> str:
     """The card of a model that a recipe describes, as Markdown with YAML before it.
@@ -54,7 +57,7 @@ def model_card(
         recipe: what :meth:`taskbasis.saving.Edit.recipe` says, or another one.
         parents: what the model was made of, the base first: paths, or ids of the hub.
         method: how the vectors were merged, where they were.
-        dtype: what the floats are stored in, where it was asked for.
+        stored: the options that say how floats are stored.
         library_name: what the hub says that opens it.
 
     >>> print(model_card({"base": "base"}, ["owner/base"]).partition("# ")[0])
@@ -81,7 +84,7 @@ def model_card(
         *_method(shown, method),
         _licences(licences),
         "## Recipe\n\n" + _fenced(json.dumps(shown, indent=2), "json"),
-        "## Make it again\n\n" + _again(shown, method, dtype),
+        "## Make it again\n\n" + _again(shown, method, stored),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -123,14 +126,20 @@ def licence(parent: str | Path) -> dict[str, Any]:
     path = Path(parent)
     card = (path if path.is_dir() else path.parent) / CARD
     try:
-        text = card.read_text(encoding="utf-8")
+        text = read_regular(card, _LONGEST_CARD).decode()
         found = re.match(r"\s*---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
         front = yaml.safe_load(found[1]) if found else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+    except (FileError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    if not isinstance(front, dict) or not front.get("license"):
+    if not isinstance(front, dict) or not _words(front.get("license")):
         return {}
-    return {key: front[key] for key in _LICENCE if front.get(key)}
+    return {key: front[key] for key in _LICENCE if _words(front.get(key))}
+
+
+def _words(value: Any) -> bool:
+    """Whether it is a text or a list of some; lists in lists may stand for billions of words."""
+    several = value if isinstance(value, list) else [value]
+    return bool(value) and all(isinstance(word, str) for word in several)
 
 
 def agreed(licences: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -231,19 +240,19 @@ def _licences(licences: Mapping[str, dict[str, Any]]) -> str:
     ).rstrip()
 
 
-def _again(recipe: Mapping[str, Any], method: Method | None, dtype: str | None) -> str:
+def _again(recipe: Mapping[str, Any], method: Method | None, stored: Sequence[str]) -> str:
     if "recipe" in recipe:
         seed = ["--random-seed", str(recipe["seed"])] if recipe.get("seed") else []
-        line = shlex.join(["taskbasis", "merge", "mergekit_config.yml", "merged", *seed])
+        line = shlex.join(["taskbasis", "merge", "mergekit_config.yml", "merged", *seed, *stored])
         return f"With taskbasis {__version__}, where the models are:\n\n{_fenced(line, 'bash')}"
-    words, reason = command(recipe, method, dtype)
+    words, reason = command(recipe, method, stored)
     if words is None:
         return f"The recipe above says all that is known; it is not one command, since {reason}."
     return f"With taskbasis {__version__}:\n\n{_fenced(shlex.join(words), 'bash')}"
 
 
 def command(
-    recipe: Mapping[str, Any], method: Method | None, dtype: str | None = None
+    recipe: Mapping[str, Any], method: Method | None, stored: Sequence[str] = ()
 ) -> tuple[list[str] | None, str]:
     """The words of the command that repeats a recipe; or none, and the reason.
 
@@ -280,7 +289,7 @@ def command(
             words += [f"--{kind}", label]
     for pattern in recipe.get("exclude", ()):
         words += ["--exclude", pattern]
-    words += ["--dtype", dtype] if dtype else []
+    words += stored
     if not all(word.isprintable() for word in words):
         return None, "a name in it cannot be typed"
     return [*words, "--scale", repr(float(recipe.get("scale", 1.0))), "-o", "merged"], ""

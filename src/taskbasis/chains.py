@@ -6,11 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from taskbasis.errors import UsageError
-from taskbasis.following import Prepared, account, follow, open_location, prepare
+from taskbasis.errors import Problems, UsageError
+from taskbasis.following import account, follow
+from taskbasis.io.journal import run_key
+from taskbasis.io.remote import open_anywhere
+from taskbasis.io.storing import AS_IT_IS
 from taskbasis.io.writer import check_destination
+from taskbasis.preparing import Made, Prepared, prepare
+from taskbasis.recipes import to_yaml
 from taskbasis.recipes.schema import RecipeFile
 from taskbasis.saving import Saved
+from taskbasis.sidefiles import read_config
 
 
 def follow_all(
@@ -19,6 +25,7 @@ def follow_all(
     scratch: Path,
     seed: int = 0,
     *,
+    lora_dtype: str | None = None,
     tell: Callable[[str], None] = lambda sentence: None,
     **how: Any,
 ) -> Saved:
@@ -27,8 +34,9 @@ def follow_all(
 
     Args:
         scratch: a folder for merges that others start from.
+        lora_dtype: what sums of models and adapters are rounded to; None: they are not.
         tell: is told every note, once.
-        how: as for :func:`follow`.
+        how: as for :func:`follow`; ``storing`` is for the last merge alone.
     """
     ordered = recipe.in_order()
     needed = {name for document in recipe.documents for name in recipe.needs(document)}
@@ -36,38 +44,62 @@ def follow_all(
     if len(finals) != 1:
         names = ", ".join(str(one.name) for one in finals)
         raise UsageError(f"{len(finals)} merges of the file are wanted ({names}); leave one")
-    inputs, ready = _look_ahead(recipe, seed)
+    ahead = look_ahead(recipe, seed, lora_dtype)
+    inputs = [file for prepared in ahead.values() for file in prepared.files]
     check_destination(Path(out), how.get("replace_used", False), inputs)
-    made: dict[str, Path] = {}
+    outputs = ahead[finals[0].name].outputs
+    how.get("storing", AS_IT_IS).check(one.name for one in outputs if one.dtype.mergeable)
+    made: dict[str, Made] = {}
     parents: list[str] = []
     for number, document in enumerate(ordered):
-        prepared = ready.get(document.name) or prepare(document, made, seed)
+        prepared = ahead[document.name]
+        if recipe.needs(document):
+            prepared = prepare(document, made, seed, lora_dtype)
         for note in (*prepared.notes, *left_out(prepared)):
             tell(note)
         if document is finals[0]:
             return follow(prepared, out, **how, recipe=recipe, inputs=inputs, parents=parents)
         assert document.name is not None
         parents += prepared.parents
-        made[document.name] = scratch / f"{number:02d}"  # no name of a recipe reaches the disk
-        follow(prepared, made[document.name], **{**how, "card": False})
+        path = scratch / f"{number:02d}"  # no name of a recipe reaches the disk
+        _follow_once(prepared, path, **{**how, "card": False, "storing": AS_IT_IS})
+        made[document.name] = Made(open_anywhere(path), read_config(path))
     raise AssertionError("the last merge returns")
 
 
-def _look_ahead(recipe: RecipeFile, seed: int) -> tuple[list[Path], dict[str | None, Prepared]]:
-    """All files that are read, and the merges that start from nothing made first."""
-    names = {document.name for document in recipe.documents if document.name}
-    files: list[Path] = []
-    ready: dict[str | None, Prepared] = {}
-    for document in recipe.documents:
-        if not recipe.needs(document):
-            ready[document.name] = prepare(document, None, seed)
-            files += ready[document.name].files
+def _follow_once(prepared: Prepared, path: Path, **how: Any) -> None:
+    """Write a merge that others start from, unless a run that was killed has done it."""
+    text = to_yaml(RecipeFile((prepared.document,)))
+    key = run_key([text, prepared.seed, prepared.lora_dtype], prepared.files, None, resume=False)
+    done = path.with_suffix(".done")
+    if key is None or not done.exists() or done.read_text(encoding="utf-8") != repr(key):
+        follow(prepared, path, **{**how, "replace_used": True})
+        done.write_text(repr(key), encoding="utf-8")
+
+
+def look_ahead(
+    recipe: RecipeFile, seed: int = 0, lora_dtype: str | None = None
+) -> dict[str | None, Prepared]:
+    """All merges of a file, before any is made: in order, by name.
+
+    What starts from another merge sees its tensors' names, dtypes and shapes.
+
+    Raises:
+        UsageError, MismatchError, FileError: a merge cannot be followed. SeveralErrors: for
+            several reasons, or several merges; those that start from one of them are not looked at.
+    """
+    problems, found = Problems(), dict[str | None, Prepared]()
+    made: dict[str, Made] = {}
+    for document in recipe.in_order():
+        if any(name not in made for name in recipe.needs(document)):
             continue
-        for ref in document.references():
-            if ref.model.path not in names:
-                store = open_location(ref.model, {})
-                files += [store.path, *store.files]
-    return files, ready
+        with problems:
+            prepared = prepare(document, made, seed, lora_dtype)
+            found[document.name] = prepared
+            if document.name is not None:
+                made[document.name] = prepared.unmade()
+    problems.check()
+    return found
 
 
 def left_out(prepared: Prepared) -> list[str]:

@@ -5,7 +5,8 @@ Every tensor of both sides falls under one rule, and the rule is reported:
     compared   float tensors of one name and shape on both sides
     tied       absent on one side, where its bytes equal another tensor's of the other side
     renamed    compared, where one side puts one word before all names (``bert.encoder...``)
-    integer    integers, booleans and other types without arithmetic: the base's are kept
+    integer    integers, booleans and other types without arithmetic: the base's are kept;
+               matrices of them, such as quantised weights, must be equal
     excluded   named by a pattern of the caller
     unchanged  compared, and found equal byte for byte (when the vector is stored)
 
@@ -27,6 +28,7 @@ from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.recipe import Binding, Leaf, find_naming, shape_check
 
 _PIECE = 1 << 20
+_BEGIN = 1024
 
 
 def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str] = ()) -> Leaf:
@@ -37,7 +39,8 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
         exclude: patterns (``*`` and ``?``) of tensors to leave out on both sides.
 
     Raises:
-        MismatchError: a float tensor is on one side only and not tied, or shapes differ.
+        MismatchError: a float tensor is on one side only and not tied, shapes differ, or matrices
+            differ that no arithmetic is done on.
         UsageError: a pattern names no tensor of either side.
     """
     naming = find_naming(base, tuned)
@@ -64,6 +67,7 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
                 f"{info.dtype.name} there; leave it out with --exclude '{name}'"
             )
         else:
+            _refuse_quantised(name, other, info)
             integers.append(name)
     integers += [name for name, info in new.items() if name not in old and _plain(info)]
     rules = {
@@ -81,6 +85,16 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
         {rule: names for rule, names in rules.items() if names},
         tuned=Binding(str(tuned.path), tuned),
     )
+
+
+def _refuse_quantised(name: str, tuned: TensorInfo, base: TensorInfo) -> None:
+    """Counters may differ, and the base's are kept; of weights that would lose what was learnt."""
+    if unlike_matrices(tuned, base):
+        raise MismatchError(
+            f"{tuned.where} holds {tuned.dtype.name} that differ from those of the base "
+            f"{base.blob.label}, but no arithmetic is done on them; convert quantised models to "
+            f"floats first, or keep the base's with --exclude '{name}'"
+        )
 
 
 def _plain(info: TensorInfo) -> bool:
@@ -127,6 +141,12 @@ def _alike(holder: Mapping[str, TensorInfo], name: str, twin: str) -> bool:
     return (one.dtype, one.shape) == (two.dtype, two.shape) and same_bytes(one, two)
 
 
+def unlike_matrices(one: TensorInfo, two: TensorInfo) -> bool:
+    """Whether two tensors without floats are matrices that differ, as quantised weights do."""
+    plain = _plain(one) and len(one.shape) > 1
+    return plain and not (one.dtype == two.dtype and same_bytes(one, two))
+
+
 def same_bytes(one: TensorInfo, two: TensorInfo) -> bool:
     """Whether two tensors of equal size hold the same bytes; stops at the first difference."""
     if one.nbytes != two.nbytes:
@@ -139,6 +159,27 @@ def same_bytes(one: TensorInfo, two: TensorInfo) -> bool:
         if not np.array_equal(left[:size], right[:size]):
             return False
     return True
+
+
+def twins(store: TensorStore) -> dict[str, str]:
+    """Tensors that hold another's bytes, such as a tied head that is stored twice, by its name.
+
+    The beginnings of all float tensors are read, and the whole of those that begin alike.
+    """
+    firsts: dict[tuple[object, ...], list[str]] = {}
+    found = {}
+    for name, info in sorted(store.items()):
+        if not info.dtype.mergeable or not info.size:
+            continue
+        begin = np.empty(min(info.size, _BEGIN), info.dtype.bits)
+        info.read(0, begin.size, begin)
+        alike = firsts.setdefault((info.dtype, info.shape, begin.tobytes()), [])
+        twin = next((one for one in alike if same_bytes(store[one], info)), None)
+        if twin is None:
+            alike.append(name)
+        else:
+            found[name] = twin
+    return found
 
 
 def _refuse_strangers(

@@ -7,18 +7,17 @@ accidents apart at the speed of memory; it is not meant to withstand an adversar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import xxhash
 
 from taskbasis.engine import Engine, Scratch
+from taskbasis.io.digests import BLOCK, block_digests, digest, tensor_digest
 from taskbasis.io.tensors import TensorInfo, TensorStore
 
-_BLOCK = 1 << 20
-_BLOCKS_PER_PIECE = 8
+_BLOCKS_PER_PIECE = 64
 
 
 _known: WeakKeyDictionary[TensorStore, dict[str, str]] = WeakKeyDictionary()
@@ -40,20 +39,30 @@ class _Piece:
 
 def tensor_digests(infos: Iterable[TensorInfo], engine: Engine) -> dict[str, str]:
     """The digest of every tensor, read once, in pieces: a dict from name to 32 hex digits."""
+    known = list(infos)
+    names = [info.name for info in known]
+    return dict(zip(names, digests_of(known, engine), strict=True))
+
+
+def digests_of(
+    infos: Sequence[TensorInfo], engine: Engine, title: str = "fingerprint"
+) -> list[str]:
+    """The digest of every tensor, in their order; two may have the same name."""
     pieces = [piece for info in infos for piece in _pieces(info)]
-    hashers: dict[str, xxhash.xxh3_128] = {}
-    results = engine.map(_block_digests, pieces, lambda p: p.stop - p.start, "fingerprint")
-    for piece, digests in zip(pieces, results, strict=True):
-        info = piece.info
-        if info.name not in hashers:
-            head = f"{info.name}\0{info.dtype.code}\0{list(info.shape)}\0"
-            hashers[info.name] = xxhash.xxh3_128(head.encode())
-        hashers[info.name].update(digests)
-    return {name: hasher.hexdigest() for name, hasher in hashers.items()}
+    results = engine.map(_block_digests, pieces, lambda p: p.stop - p.start, title)
+    blocks: list[list[bytes]] = []
+    for piece, found in zip(pieces, results, strict=True):
+        if piece.start == 0:
+            blocks.append([])
+        blocks[-1].append(found)
+    return [
+        tensor_digest(info.name, info.dtype, info.shape, parts)
+        for info, parts in zip(infos, blocks, strict=True)
+    ]
 
 
 def _pieces(info: TensorInfo) -> list[_Piece]:
-    step = _BLOCK * _BLOCKS_PER_PIECE
+    step = BLOCK * _BLOCKS_PER_PIECE
     starts = range(0, max(info.nbytes, 1), step)
     return [_Piece(info, start, min(start + step, info.nbytes)) for start in starts]
 
@@ -62,10 +71,7 @@ def _block_digests(piece: _Piece, scratch: Scratch) -> bytes:
     buffer = scratch.array("digest", (piece.stop - piece.start,), np.uint8)
     if buffer.size:
         piece.info.blob.read_into(piece.info.offset + piece.start, buffer.data)
-    return b"".join(
-        xxhash.xxh3_128_digest(buffer[at : at + _BLOCK].data)
-        for at in range(0, buffer.size, _BLOCK)
-    )
+    return block_digests(buffer.data)
 
 
 def fingerprint(digests: Mapping[str, str]) -> str:
@@ -75,4 +81,4 @@ def fingerprint(digests: Mapping[str, str]) -> str:
     True
     """
     lines = (f"{name}\0{digest}\n" for name, digest in sorted(digests.items()))
-    return xxhash.xxh3_128_hexdigest("".join(lines).encode())
+    return digest("".join(lines).encode())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as again
@@ -22,10 +19,13 @@ from taskbasis.basis.disentangling import (
 )
 from taskbasis.basis.disentangling import disentangle as solve
 from taskbasis.basis.gram import Matrix
+from taskbasis.blas import one_thread
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError, ValueProblem
 from taskbasis.granularity import Granularity, group_name, group_tensors
-from taskbasis.io.writer import check_destination, exchange
+from taskbasis.io.hidden import HiddenFolder, sync
+from taskbasis.io.storing import Rounding
+from taskbasis.io.writer import check_destination
 from taskbasis.library.basis import inner_products
 from taskbasis.library.groups import group_grams
 from taskbasis.recipe import Combination
@@ -55,12 +55,16 @@ class Disentangled:
         out: str | Path,
         dtype: str = "float32",
         *,
+        float32: Sequence[str] = (),
+        rounding: Rounding = "nearest",
+        rounding_seed: int | None = None,
         replace: bool = False,
         engine: Engine | None = None,
     ) -> list[Saved]:
         """Store ``OUT/NAME.safetensors`` for every vector, all of them or none.
 
-        Each is a sum of all vectors, so T vectors are read T times.
+        Each is a sum of all vectors, so T vectors are read T times. How they are stored is said
+        as for :meth:`taskbasis.TaskVector.save`.
 
         Raises:
             FileError: the destination is refused. UsageError: a name cannot be a file's.
@@ -72,29 +76,28 @@ class Disentangled:
                 raise UsageError(f"a vector called {name!r} cannot be a file; call it otherwise")
         files = {file for v in used for leaf in v.combination.leaves for file in leaf.files}
         check_destination(out, replace, sorted(files))
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
-        try:
+        with HiddenFolder(out) as folder:
+            folder.take()
+            draft = folder.path / "made"
+            draft.mkdir()
             saved = [
-                vector.save(draft / f"{name}.safetensors", dtype, engine=engine)
+                vector.save(
+                    draft / f"{name}.safetensors",
+                    dtype,
+                    float32=float32,
+                    rounding=rounding,
+                    rounding_seed=rounding_seed,
+                    engine=engine,
+                )
                 for name, vector in self.vectors.items()
             ]
-            draft.chmod(0o755)
-            if not os.path.lexists(out) or not exchange(draft, out):
-                _remove(out)
-                draft.rename(out)
-        finally:
-            _remove(draft)
+            sync(draft)
+            folder.show(draft, replace)
+            sync(out.resolve().parent)
         return [again(one, path=out / one.path.name) for one in saved]
 
 
-def _remove(path: Path) -> None:
-    """Delete what stands there, if anything does."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
+@one_thread()
 def disentangle(
     vectors: Mapping[str, TaskVector] | Sequence[TaskVector],
     *,

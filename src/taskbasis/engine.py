@@ -6,24 +6,32 @@ in flight, so folding them as they come gives the same bits for 1, 2 and 5 worke
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from taskbasis import kernels
+from taskbasis.blas import limit_this_thread, one_thread
 from taskbasis.errors import MemoryCapError, UsageError
 from taskbasis.progress import Progress, Silent, Tick
 from taskbasis.units import bytes_text
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""What glibc's ``mallopt`` calls them."""
 
 IN_FLIGHT = 3
 """Results per worker that may wait to be folded."""
@@ -62,6 +70,8 @@ class Engine:
         workers: threads; 1 works in the calling thread. Default: all processors.
         memory: a cap in bytes on this process's resident memory; None for no cap.
         progress: shows how far the work is.
+        resume: whether the writing of a vector, model or basis goes on from what a run of the
+            same that was killed has left, and leaves what is finished when it fails itself.
 
     Raises:
         UsageError: fewer than one worker.
@@ -74,6 +84,7 @@ class Engine:
     workers: int = field(default_factory=available_workers)
     memory: int | None = None
     progress: Progress = field(default_factory=Silent)
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -91,6 +102,8 @@ class Engine:
         """
         if self.memory is None:
             return self
+        load_kernels()
+        give_back_memory()
         used = resident_bytes() + shared
         fitting = (self.memory - used) // max(per_worker, 1)
         if fitting < 1:
@@ -99,7 +112,7 @@ class Engine:
                 f"{bytes_text(used + per_worker)}, of which the program itself is "
                 f"{bytes_text(resident_bytes())}"
             )
-        return Engine(min(self.workers, int(fitting)), self.memory, self.progress)
+        return replace(self, workers=min(self.workers, int(fitting)))
 
     def map(
         self,
@@ -114,7 +127,8 @@ class Engine:
         waited for, and the error is raised here.
         """
         raise_open_files_limit()
-        with self.progress.task(title, sum(map(size, items))) as tick:
+        keep_freed_memory()
+        with one_thread(), self.progress.task(title, sum(map(size, items))) as tick:
             if self.workers == 1 or len(items) == 1:
                 yield from _serial(work, items, size, tick)
             else:
@@ -148,7 +162,7 @@ def _threads(
         return work(item, local.scratch)
 
     pending: deque[tuple[Item, Future[Result]]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="taskbasis")
+    pool = ThreadPoolExecutor(workers, "taskbasis", initializer=limit_this_thread)
     try:
         for item in items:
             pending.append((item, pool.submit(call, item)))
@@ -170,6 +184,35 @@ def resident_bytes() -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Tell the C library to reuse arrays that were freed instead of giving them back at once.
+
+    Fresh memory is zeroed by the kernel page by page, which can take longer than the work itself;
+    methods make temporary arrays of a few MiB for every piece. Without effect where the C library
+    is not glibc. :func:`give_back_memory` gives it back.
+    """
+    with suppress(OSError, AttributeError):
+        tune = ctypes.CDLL(None).mallopt
+        for parameter, size in ((_MMAP_THRESHOLD, 32 << 20), (_TRIM_THRESHOLD, 128 << 20)):
+            tune(parameter, size)
+
+
+@cache
+def load_kernels() -> None:
+    """Load the compiler by a loop over one number: it takes more room than a worker does.
+
+    A cap is only kept if that is part of what the program holds before the work begins.
+    """
+    kernels.decode(np.zeros(1, np.uint16), np.zeros(1, np.float32))
+
+
+def give_back_memory() -> None:
+    """Give freed memory back to the system, so that what is resident is in use."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def raise_open_files_limit() -> None:

@@ -9,7 +9,8 @@
     │   └── BaseError       a task vector meets a base that it was not taken from
     ├── ValueProblem        numbers that cannot be used (NaN, infinity, an empty collection)
     ├── MemoryCapError      the work cannot be done within the memory that was granted
-    └── MissingExtraError   an optional package is needed; the message says what to install
+    ├── MissingExtraError   an optional package is needed; the message says what to install
+    └── SeveralErrors       all that is wrong at once, a line each
 
 A message says what is wrong, where (file, tensor, shape), and what to do. The command line
 prints it as one sentence and exits with :attr:`TaskbasisError.exit_code`; nothing is half done.
@@ -68,6 +69,59 @@ class MemoryCapError(TaskbasisError):
 
 class MissingExtraError(TaskbasisError):
     """An optional package is needed; the message says what to install."""
+
+
+class SeveralErrors(TaskbasisError):
+    """All that is wrong, found at once; it is an error of usage where all of it is."""
+
+    def __init__(self, problems: Iterable[TaskbasisError]) -> None:
+        self.problems = tuple(problems)
+        self.exit_code = max(
+            (problem.exit_code for problem in self.problems if problem.exit_code != 2), default=2
+        )
+        lines = "".join(f"\n  {problem}" for problem in self.problems)
+        super().__init__(f"{len(self.problems)} things are wrong{lines}")
+
+
+class Problems:
+    """Collects errors, to say all of them at once.
+
+    >>> problems = Problems()
+    >>> for path in ("a", "b"):
+    ...     with problems:
+    ...         raise FileError(f"{path} is missing")
+    >>> problems.check()
+    Traceback (most recent call last):
+        ...
+    taskbasis.errors.SeveralErrors: 2 things are wrong
+      a is missing
+      b is missing
+    """
+
+    def __init__(self) -> None:
+        self.found: list[TaskbasisError] = []
+
+    def __enter__(self) -> Problems:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, SeveralErrors):
+            self.found += error.problems
+        elif isinstance(error, TaskbasisError):
+            self.found.append(error)
+        return isinstance(error, TaskbasisError)
+
+    def check(self) -> None:
+        """Raise what was found: one error as it is, or all of them as one.
+
+        Raises:
+            TaskbasisError: something was.
+        """
+        unlike = list({str(error): error for error in self.found}.values())
+        if len(unlike) == 1:
+            raise unlike[0]
+        if unlike:
+            raise SeveralErrors(unlike)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,15 +11,13 @@ of squares and products may be reordered inside a block, in a way fixed at compi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
-from numba import types
-from numba.core.event import Listener, register, unregister
-from numba.extending import overload
 from numpy.typing import NDArray
+
+from taskbasis.compiling import jit
+from taskbasis.words import narrow, widen
 
 BLOCK = 2048
 """Elements per block: a few rows of it stay in the first cache."""
@@ -27,106 +25,11 @@ BLOCK = 2048
 _SMALL, _LARGE = 1e-30, 1e37
 """Squared norms of blocks that float32 sums without overflow or loss of small entries."""
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def jit(**options: Any) -> Callable[[_F], _F]:
-    """A loop compiled for this machine, cached on disk, that lets other threads run."""
-    return cast(
-        Callable[[_F], _F], numba.njit(nogil=True, cache=True, error_model="numpy", **options)
-    )
-
-
-def _widen(x: Any) -> Any:
-    """A stored word as a number: bfloat16 and float16 to float32, the others as they are."""
-    raise NotImplementedError
-
-
-@overload(_widen)
-def _widen_for(x: Any) -> Any:
-    if x == types.uint16:
-
-        def bfloat16(x: Any) -> Any:
-            return np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
-
-        return bfloat16
-    if x == types.int16:
-
-        def float16(x: Any) -> Any:
-            word = np.uint32(np.uint16(x))
-            sign = np.uint32((word & np.uint32(0x8000)) << np.uint32(16))
-            magnitude = np.uint32((word & np.uint32(0x7FFF)) << np.uint32(13))
-            # 2**112 moves the exponent's bias from 15 to 127 and normalises subnormals exactly.
-            finite = np.float32(magnitude.view(np.float32) * np.float32(2.0**112))
-            special = np.uint32(magnitude | np.uint32(0x7F800000))
-            bits = special if magnitude >= np.uint32(0x0F800000) else finite.view(np.uint32)
-            return np.uint32(bits | sign).view(np.float32)
-
-        return float16
-
-    def unchanged(x: Any) -> Any:
-        return x
-
-    return unchanged
-
-
-def _narrow(x: Any, like: Any) -> Any:
-    """A number as the stored word of the type of ``like``, rounded to nearest even.
-
-    From float64 to 16 bits it is rounded twice, by way of float32.
-    """
-    raise NotImplementedError
-
-
-@overload(_narrow)
-def _narrow_for(x: Any, like: Any) -> Any:
-    if like == types.uint16:
-
-        def bfloat16(x: Any, like: Any) -> Any:
-            bits = np.float32(x).view(np.uint32)
-            odd = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
-            rounded = np.uint32(bits + np.uint32(0x7FFF) + odd)
-            nan = np.uint32(bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-            kept = np.uint32(bits | np.uint32(0x400000)) if nan else rounded
-            return np.uint16(kept >> np.uint32(16))
-
-        return bfloat16
-    if like == types.int16:
-
-        def float16(x: Any, like: Any) -> Any:
-            bits = np.float32(x).view(np.uint32)
-            sign = np.uint32((bits >> np.uint32(16)) & np.uint32(0x8000))
-            size = np.uint32(bits & np.uint32(0x7FFFFFFF))
-            odd = np.uint32((size >> np.uint32(13)) & np.uint32(1))
-            normal = np.uint32(size - np.uint32(0x38000000) + np.uint32(0xFFF) + odd)
-            # Adding 0.5 lines a subnormal's last bit up with float32's; the sum rounds it.
-            aligned = np.float32(size.view(np.float32) + np.float32(0.5)).view(np.uint32)
-            subnormal = np.uint32(aligned - np.uint32(0x3F000000))
-            small = size < np.uint32(0x38800000)
-            half = subnormal if small else np.uint32(normal >> np.uint32(13))
-            huge = size >= np.uint32(0x47800000)
-            nan = size > np.uint32(0x7F800000)
-            special = np.uint32(0x7E00) if nan else np.uint32(0x7C00)
-            return np.int16(np.uint16((special if huge else half) | sign))
-
-        return float16
-    if like == types.float32:
-
-        def float32(x: Any, like: Any) -> Any:
-            return np.float32(x)
-
-        return float32
-
-    def unchanged(x: Any, like: Any) -> Any:
-        return x
-
-    return unchanged
-
 
 @jit()
 def _decode(words: Any, out: Any) -> None:
     for i in range(out.size):
-        out[i] = _widen(words[i])
+        out[i] = widen(words[i])
 
 
 @jit()
@@ -134,7 +37,7 @@ def _decode_difference(words: Any, base: Any, out: Any) -> None:
     # Equal values differ by zero, infinite ones too: an untouched mask of -inf is no NaN.
     zero = out.dtype.type(0)
     for i in range(out.size):
-        value = _widen(words[i])
+        value = widen(words[i])
         out[i] = value - base[i] if value != base[i] else zero
 
 
@@ -147,18 +50,18 @@ def _scaled_sum(total: Any, coefficient: Any, row: Any) -> None:
 @jit()
 def _store_delta(total: Any, out: Any, error: Any) -> None:
     for i in range(total.size):
-        word = _narrow(total[i], out[i])
+        word = narrow(total[i], out[i])
         out[i] = word
-        error[i] = _widen(word) - total[i]
+        error[i] = widen(word) - total[i]
 
 
 @jit()
 def _store_weights(base: Any, total: Any, out: Any, error: Any) -> None:
     zero = error.dtype.type(0)
     for i in range(total.size):
-        word = _narrow(base[i] + total[i], out[i])
+        word = narrow(base[i] + total[i], out[i])
         out[i] = word
-        value = _widen(word)
+        value = widen(word)
         moved = value - base[i] if value != base[i] or total[i] != zero else zero
         error[i] = moved - total[i]
 
@@ -257,6 +160,42 @@ def _gram(base: Any, words: Any, difference: Any, scratch: Any, out: Any) -> Non
                     out[i, j] += _exact_dot(row, other)
 
 
+@jit()
+def _decode_scaled(words: Any, origin: Any, difference: Any, coefficient: Any, out: Any) -> None:
+    zero = out.dtype.type(0)
+    for i in range(out.size):
+        value = widen(words[i])
+        if difference:
+            value = value - origin[i] if value != origin[i] else zero
+        out[i] = zero + coefficient * value  # -0 becomes 0, as in any sum
+
+
+@jit()
+def _finite(row: Any) -> bool:
+    infinite = row.dtype.type(np.inf)
+    found = np.int32(0)
+    for i in range(row.size):
+        found += np.int32(not abs(row[i]) < infinite)
+    return bool(found == 0)
+
+
+@jit()
+def _deltas(
+    base: Any, words: Any, difference: Any, coefficients: Any, out: Any, scratch: Any
+) -> bool:
+    finite = True
+    for start in range(0, words.shape[1], scratch.shape[1]):
+        stop = min(start + scratch.shape[1], words.shape[1])
+        origin = scratch[0, : stop - start]
+        if difference:
+            _decode(base[start:stop], origin)
+        for r in range(words.shape[0]):
+            row = out[r, start:stop]
+            _decode_scaled(words[r, start:stop], origin, difference, coefficients[r], row)
+            finite = finite and _finite(row)
+    return finite
+
+
 def scratch_rows(inputs: int) -> tuple[int, int]:
     """The shape of the scratch that ``inputs`` rows need: three rows more, one block wide.
 
@@ -328,6 +267,37 @@ def gram(
         _gram(words[0] if base is None else base, words, difference, scratch, out)
 
 
+def deltas(
+    base: NDArray[Any] | None,
+    words: NDArray[Any],
+    difference: bool,
+    coefficients: NDArray[Any],
+    out: NDArray[Any],
+    scratch: NDArray[Any],
+) -> bool:
+    """Every row widened, less the base if that is asked, times a number of its own.
+
+    Equals ``out[r] = 0 + coefficients[r] * (words[r] - base)``: what :func:`form` makes of a
+    diagonal matrix, in one pass over each row. Arguments as there.
+
+    Args:
+        coefficients: [inputs], of the type that is computed in.
+        out: [inputs, n], of that type.
+
+    Returns:
+        Whether all of them are finite.
+
+    >>> words, out = np.array([[1, 2], [3, 4]], np.float32), np.empty((2, 2), np.float32)
+    >>> scale, scratch = np.array([1, -1], np.float32), np.empty(scratch_rows(2), np.float32)
+    >>> deltas(np.ones(2, np.float32), words, True, scale, out, scratch), out.tolist()
+    (True, [[0.0, 1.0], [-2.0, -3.0]])
+    """
+    if not words.size:
+        return True
+    origin = words[0] if base is None else base
+    return bool(_deltas(origin, words, difference, coefficients, out, scratch))
+
+
 def decode(words: NDArray[Any], out: NDArray[Any]) -> None:
     """Widen stored words: ``out = words.astype(out.dtype)``, exact.
 
@@ -348,29 +318,3 @@ def decode_difference(words: NDArray[Any], base: NDArray[Any], out: NDArray[Any]
     [0.0, 2.0]
     """
     _decode_difference(words, base, out)
-
-
-class _Once(Listener):  # type: ignore[misc]
-    """Tells of the first compilation only; the others follow within seconds."""
-
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell: Callable[[], None] | None = tell
-
-    def on_start(self, event: Any) -> None:
-        if self._tell is not None:
-            tell, self._tell = self._tell, None
-            tell()
-
-    def on_end(self, event: Any) -> None:
-        pass
-
-
-def on_first_compilation(tell: Callable[[], None]) -> Callable[[], None]:
-    """Call ``tell`` when a kernel has to be compiled, not when it comes from the cache.
-
-    Returns:
-        What stops the listening.
-    """
-    listener = _Once(tell)
-    register("numba:compile", listener)
-    return lambda: unregister("numba:compile", listener)

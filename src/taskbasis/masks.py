@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from taskbasis import spaces, stored
 from taskbasis.errors import HeaderError, MismatchError, UsageError, nearest
 from taskbasis.io.dtypes import BY_NAME
-from taskbasis.io.folder import open_tensors
+from taskbasis.io.remote import open_anywhere
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.recipe import Binding, Combination, Leaf
 
@@ -107,7 +107,7 @@ class Masks:
         Raises:
             HeaderError: it is something else, or what it records is not what it holds.
         """
-        store = open_tensors(path)
+        store = open_anywhere(path)
         content = stored.expect(store, stored.MASK, "make masks with: taskbasis select")
         names, shapes, options = (content.get(key) for key in ("names", "shapes", "options"))
         if not (

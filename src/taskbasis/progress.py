@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
+
+from taskbasis.terminal import raw
 
 
 class Progress(Protocol):
@@ -57,7 +60,7 @@ class _BarTask(AbstractContextManager[Tick]):
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=Console(file=raw(sys.stderr)),
             transient=True,
         )
         self._task = self._progress.add_task(title, total=total)

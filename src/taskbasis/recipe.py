@@ -34,11 +34,7 @@ class Binding:
 
     def same_as(self, other: Binding) -> bool | None:
         """Whether both are one base; None when only reading the data could tell."""
-        if (
-            self.store is not None
-            and other.store is not None
-            and (self.store is other.store or self.store.files == other.store.files)
-        ):
+        if self.store is not None and other.store is not None and self.store.same_as(other.store):
             return True
         if self.fingerprint is not None and other.fingerprint is not None:
             return self.fingerprint == other.fingerprint

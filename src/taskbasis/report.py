@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from taskbasis import notebook
 from taskbasis.errors import UsageError, ValueProblem, nearest, require
 from taskbasis.units import bytes_text
 
@@ -199,6 +200,9 @@ class Report:
         interval = any(row.low is not None for row in rows)
         seeds = "Means over seeds (n is how many)" if means else "Single seeds; n numbers per mean"
         return f"Split: {splits}. {seeds}{' ± half of the 95 % t-interval' if interval else ''}."
+
+    def _repr_html_(self) -> str:
+        return notebook.table(self.caption(), *self.table())
 
     def to_json(self) -> str:
         """The report as JSON text, one row a line; :meth:`from_json` gives it back exactly."""

@@ -11,17 +11,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis import stored
+from taskbasis import notebook, stored
 from taskbasis.binding import check_bindings, check_count, check_learnt, common_base
 from taskbasis.card import CARD, model_card, portable
-from taskbasis.difference import changed_only
+from taskbasis.difference import changed_only, twins
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError
-from taskbasis.io.dtypes import F32, F64, DType
+from taskbasis.io.dtypes import F32, F64
+from taskbasis.io.storing import AS_IT_IS, Storing
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD, MemorySink, OutputTensor, Staged
 from taskbasis.methods import Method, Selecting
-from taskbasis.passes import Former, Kept, Linear, Merged, Tally, rounding, run_stages, write
+from taskbasis.passes import (
+    Former,
+    Kept,
+    Linear,
+    Merged,
+    Tally,
+    numbers,
+    rounding,
+    run_stages,
+    write,
+)
 from taskbasis.plan import Plan, make_plan
 from taskbasis.recipe import Binding, Combination, Learnt, excluded_names
 from taskbasis.sidefiles import RECIPE_FILE, copy_side_files
@@ -54,26 +65,38 @@ class Saved:
         """The share of the delta's norm that rounding took; 0 for a zero delta."""
         return self.rounding / self.norm if self.norm else 0.0
 
+    def _repr_html_(self) -> str:
+        numbers = {"norm of the delta": self.norm, "lost to rounding": f"{self.lost:.3%}"}
+        return notebook.of_output(self.path, self.nbytes, self.rules, numbers)
+
 
 def save_vector(
     combination: Combination,
     out: str | Path,
-    dtype: DType,
+    storing: Storing,
     *,
     shard_size: int | None = DEFAULT_SHARD,
     replace_used: bool = False,
     engine: Engine,
 ) -> Saved:
-    """Write a task vector: only tensors that differ from the base's, bound to its fingerprint."""
+    """Write a task vector: only tensors that differ from the base's, bound to its fingerprint.
+
+    It is stored in float32 where ``storing`` names no dtype.
+    """
+    storing.check({name for leaf in combination.leaves for name in leaf.infos})
     combination, rules = _without_unchanged(combination, engine)
     base = common_base([combination], engine)
     plan = make_plan([combination], None, base.store)
-    tensors = [OutputTensor(merge.name, dtype, merge.shape) for merge in plan.merges]
+    if storing.seed is not None and base.store is not None:
+        storing = replace(storing, twins=twins(base.store))
+    dtype = storing.dtype or F32
+    tensors = [OutputTensor(m.name, storing.of(m.name, dtype), m.shape) for m in plan.merges]
     excluded = sorted(excluded_names(combination.leaves))
     made = {
         "base": stored.encode_binding(base),
         "tuned": _tuned(combination, engine),
         "dtype": dtype.name,
+        **storing.record,
         "made": describe(combination),
         **({"excluded": excluded} if excluded else {}),
     }
@@ -86,9 +109,11 @@ def save_vector(
         replace=replace_used,
         inputs=files,
         stem=stored.VECTOR,
+        recipe=[made, repr(storing), numbers(plan)],
+        resume=engine.resume,
     ) as staged:
         former = Linear(lambda name: np.ones((1, 1)))
-        totals = write(plan, staged, former, lambda name: (name,), False, engine)
+        totals = write(plan, staged, former, lambda name: (name,), False, engine, storing)
         staged.commit()
     norm, lost = rounding(totals)
     rules = {"stored": tuple(merge.name for merge in plan.merges), **rules}
@@ -161,14 +186,14 @@ class Edit:
         """The weights that are added to."""
         return self.base if self.onto is None else self.onto
 
-    def plan(self, dtype: DType | None = None) -> Plan:
-        """The edit resolved against headers; ``dtype`` is what floats are stored in."""
+    def plan(self, storing: Storing = AS_IT_IS) -> Plan:
+        """The edit resolved against headers; ``storing`` says what floats are stored in."""
         weights = self.weights or (1.0,) * len(self.vectors)
         return make_plan(
             [vector.scaled(w) for vector, w in zip(self.vectors, weights, strict=True)],
             self.target,
             self.base,
-            dtype,
+            storing,
             self.scores,
             self.moments,
             method=self.method,
@@ -248,7 +273,7 @@ class Edit:
 def save_model(
     edit: Edit,
     out: str | Path,
-    dtype: DType | None,
+    storing: Storing,
     *,
     shard_size: int | None = DEFAULT_SHARD,
     replace_used: bool = False,
@@ -256,14 +281,14 @@ def save_model(
 ) -> Saved:
     """Write an edited model in the layout of its base, with the base's side files."""
     edit.check(engine)
-    plan = edit.plan(dtype)
+    plan = edit.plan(storing)
     return save_with(
         plan,
         edit.target,
         lambda: edit.former(plan, engine),
         edit.recipe(),
         out,
-        dtype,
+        storing,
         parents=edit.parents,
         method=edit.method,
         inputs=edit.inputs,
@@ -279,7 +304,7 @@ def save_with(
     make_former: Callable[[], Former],
     recipe: Mapping[str, Any],
     out: str | Path,
-    dtype: DType | None,
+    storing: Storing,
     *,
     inputs: Sequence[Path],
     shard_size: int | None,
@@ -295,7 +320,10 @@ def save_with(
         recipe: plain data saying how it was made, put beside the weights of a folder.
         inputs: further files that must not be touched.
     """
-    tensors = _model_tensors(base, dtype)
+    storing.check(info.name for info in base.values() if info.dtype.mergeable)
+    if storing.seed is not None:
+        storing = replace(storing, twins=twins(base))
+    tensors = _model_tensors(base, storing)
     with Staged(
         out,
         tensors,
@@ -303,16 +331,19 @@ def save_with(
         shard_size=shard_size,
         replace=replace_used,
         inputs=[base.path, *inputs],
+        recipe=[recipe, repr(storing), numbers(plan)],
+        resume=engine.resume,
     ) as staged:
         former = make_former()
-        totals = write(plan, staged, former, lambda name: (name,), True, engine)
+        totals = write(plan, staged, former, lambda name: (name,), True, engine, storing)
         left: tuple[str, ...] = ()
         if not staged.is_file:
+            recipe = {**recipe, **({"stored": storing.record} if storing.record else {})}
             text = json.dumps(portable(recipe), indent=2) + "\n"
             staged.add_file(RECIPE_FILE, text.encode())
-            card = model_card(recipe, parents, method, dtype=dtype.name if dtype else None)
+            card = model_card(recipe, parents, method, stored=storing.options)
             staged.add_file(CARD, card.encode())
-            left = copy_side_files(base, staged, dtype)
+            left = copy_side_files(base, staged, storing.dtype)
         staged.commit()
     norm, lost = rounding(totals)
     factored = tuple(merge.name for merge in plan.merges if merge.factored)
@@ -338,7 +369,7 @@ def model_in_memory(edit: Edit, engine: Engine) -> dict[str, NDArray[Any]]:
     """An edited model's tensors as NumPy arrays, in the base's dtypes."""
     edit.check(engine)
     plan = edit.plan()
-    sink = MemorySink(_model_tensors(edit.target, None))
+    sink = MemorySink(_model_tensors(edit.target, AS_IT_IS))
     write(plan, sink, edit.former(plan, engine), lambda name: (name,), True, engine)
     return sink.arrays()
 
@@ -355,9 +386,9 @@ def vector_in_memory(combination: Combination, engine: Engine) -> dict[str, NDAr
     return sink.arrays()
 
 
-def _model_tensors(base: TensorStore, dtype: DType | None) -> list[OutputTensor]:
-    """The base's tensors; those that hold floats in the dtype asked for."""
+def _model_tensors(base: TensorStore, storing: Storing) -> list[OutputTensor]:
+    """The base's tensors; those that hold floats in the dtypes asked for."""
     return [
-        OutputTensor(info.name, dtype if dtype and info.dtype.mergeable else info.dtype, info.shape)
+        OutputTensor(info.name, storing.of(info.name, info.dtype), info.shape)
         for info in base.values()
     ]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from taskbasis import spaces, stored
 from taskbasis.errors import HeaderError, MismatchError, UsageError, ValueProblem, nearest
 from taskbasis.io.dtypes import F16, F32, F64, DType
-from taskbasis.io.folder import open_tensors
+from taskbasis.io.remote import open_anywhere
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD, OutputTensor, Staged
 from taskbasis.recipe import Binding, Learnt
@@ -95,7 +95,7 @@ class _Learnt:
 
 
 def _open(kind: type[_Learnt], path: str | Path) -> dict[str, Any]:
-    store = open_tensors(path)
+    store = open_anywhere(path)
     content = stored.expect(store, kind.kind, kind.advice)
     base = stored.decode_binding(store, content) if content.get("base") is not None else None
     options, rules = content.get("options"), content.get("rules")

@@ -15,6 +15,7 @@ from taskbasis import kernels, stored
 from taskbasis.binding import check_learnt, common_base
 from taskbasis.engine import Engine, Scratch
 from taskbasis.errors import BaseError, MismatchError, UsageError
+from taskbasis.io.storing import AS_IT_IS
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD, OutputTensor, Staged
 from taskbasis.masks import BITS, Mask, Masks, mask_key, packed_size
@@ -219,7 +220,7 @@ def restore(
         lambda: _Restored(mask.infos),
         recipe,
         out,
-        None,
+        AS_IT_IS,
         inputs=[origin.path, *origin.store.files, *mask.files],
         shard_size=shard_size,
         replace_used=replace,

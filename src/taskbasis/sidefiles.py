@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from taskbasis.card import CARD
-from taskbasis.errors import FileError, UsageError
+from taskbasis.errors import FileError
+from taskbasis.io.digests import FILE as DIGESTS_FILE
 from taskbasis.io.dtypes import DType
 from taskbasis.io.folder import INDEX_SUFFIX, SAFETENSORS, WEIGHT_SUFFIXES
+from taskbasis.io.regular import check_inside, read_json
 from taskbasis.io.remote import Url, side_files
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import Staged
 
 RECIPE_FILE = "taskbasis_recipe.json"
-_NOT_COPIED = (CARD, RECIPE_FILE)
-
-TOKENIZER = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"),
-    *("chat_template.jinja", "chat_template.json"),
-)
-"""What a tokenizer is made of."""
-
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-"""What configs call the number of layers."""
+_OUR_OWN = (RECIPE_FILE, DIGESTS_FILE)
+_NOT_COPIED = (CARD, *_OUR_OWN)
 
 
 def copy_side_files(
     base: TensorStore,
     staged: Staged,
     dtype: DType | None,
-    layers: int | None = None,
+    config: Mapping[str, Any] | None = None,
     skip: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """Copy config, tokenizer and other files of the base's folder; returns what was left.
@@ -41,7 +35,7 @@ def copy_side_files(
         base: the model whose folder it is.
         staged: where they are written.
         dtype: what the config is to say of the weights; None leaves it.
-        layers: how many layers the config is to say there are; None leaves it.
+        config: what the config is to say, but for the dtype; None leaves it.
         skip: names that are not copied.
 
     Weights elsewhere in the folder may be another copy of the model that was edited, so they are
@@ -51,7 +45,7 @@ def copy_side_files(
     not_copied = (*_NOT_COPIED, *skip)
 
     def change(raw: bytes) -> bytes:
-        return _changed(raw, dtype, layers, folder)
+        return _changed(raw, dtype, config, folder)
 
     if isinstance(folder, Url) and folder.suffix != SAFETENSORS:
         for name, raw in side_files(folder):
@@ -63,90 +57,66 @@ def copy_side_files(
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         name = relative.as_posix()
-        if not path.is_file() or any(part.startswith(".") for part in relative.parts):
+        if path.is_dir() or any(part.startswith(".") for part in relative.parts):
+            continue
+        if not path.is_file():  # a link that leads nowhere, a pipe
+            left.append(name)
             continue
         weights = name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))
         if name in not_copied or (
             weights and not modules & {p.as_posix() for p in relative.parents}
         ):
             merged = path in base.files or name.endswith(INDEX_SUFFIX)
-            left += [] if merged or name == RECIPE_FILE else [name]
+            left += [] if merged or name in _OUR_OWN else [name]
             continue
+        check_inside(path, folder)
         staged.copy_file(name, path, change if name == "config.json" else None)
     return tuple(left)
-
-
-def copy_tokenizer(source: TensorStore, staged: Staged) -> None:
-    """Copy a model's tokenizer alone."""
-    if isinstance(source.path, Url):
-        for name, raw in side_files(source.path):
-            if name in TOKENIZER:
-                staged.add_file(name, raw)
-        return
-    for name in TOKENIZER:
-        if (source.path / name).is_file():
-            staged.copy_file(name, source.path / name, None)
 
 
 def _module_folders(folder: Path) -> set[str]:
     """Subfolders that a sentence-transformers model lists as its own modules."""
     try:
-        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        modules = read_json(folder / "modules.json")
         return {str(module["path"]) for module in modules if module["path"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (FileError, KeyError, TypeError):
         return set()  # no such file, or not one of theirs: nothing is listed
 
 
-def check_layers(folder: Path, layers: int | None) -> None:
-    """Refuse a config that says something of every single layer, where their number changes.
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """What a model's config.json says; None where there is none.
 
     Raises:
-        UsageError: naming the key; or the number of layers is nowhere to be changed.
+        FileError: it is no JSON object.
     """
-    path = folder / "config.json"
-    if layers is None:
-        return
     if isinstance(folder, Url):
         raw = dict(side_files(folder)).get("config.json") if folder.suffix != SAFETENSORS else None
     else:
+        path = folder / "config.json"
         raw = path.read_bytes() if path.is_file() else None
-    if raw is None:
-        return
-    config = _parsed(raw, folder)
-    old = next((config[key] for key in _LAYERS if isinstance(config.get(key), int)), None)
-    if old is None:
-        raise UsageError(
-            f"{path}: says the number of layers under none of {', '.join(_LAYERS)}, so it cannot "
-            f"be told that there are {layers} now; take the config out of a copy of the model"
-        )
-    for key, value in config.items():
-        if key == "architectures" or key.endswith("_token_id"):
-            continue  # as many by chance
-        if isinstance(value, list) and old and len(value) == old != layers:
-            raise UsageError(
-                f"{path}: {key!r} has an entry for each of {old} layers, but the merge has "
-                f"{layers}; remove it from a copy of the model, and say it again in the output"
-            )
+    return None if raw is None else _parsed(raw, folder)
 
 
-def _changed(raw: bytes, dtype: DType | None, layers: int | None, base: Path) -> bytes:
-    """The config with the output's dtype and layers under whichever keys the base used."""
-    if dtype is None and layers is None:
+def with_dtype(config: Mapping[str, Any], dtype: DType | None) -> dict[str, Any]:
+    """A config that says what the weights are stored in, under whichever keys it has."""
+    said = {} if dtype is None else {"dtype": dtype.name, "torch_dtype": dtype.name}
+    return {**config, **{key: name for key, name in said.items() if key in config}}
+
+
+def _changed(
+    raw: bytes, dtype: DType | None, wanted: Mapping[str, Any] | None, base: Path
+) -> bytes:
+    """The config with the output's dtype."""
+    if dtype is None and wanted is None:
         return raw
-    config = _parsed(raw, base)
-    for key in ("dtype", "torch_dtype"):
-        if key in config and dtype is not None:
-            config[key] = dtype.name
-    for key in _LAYERS:
-        if isinstance(config.get(key), int) and layers is not None:
-            config[key] = layers
+    config = with_dtype(_parsed(raw, base) if wanted is None else wanted, dtype)
     return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _parsed(raw: bytes, base: Path) -> dict[str, Any]:
     try:
         config = json.loads(raw)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{base / 'config.json'}: is not valid JSON: {error}") from None
     if not isinstance(config, dict):
         raise FileError(f"{base / 'config.json'}: is not a JSON object")

@@ -8,6 +8,7 @@ safetensors reader opens it.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -53,14 +54,14 @@ def decode(store: TensorStore) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(store.metadata[KEY])
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise HeaderError(f"{store.path}: its taskbasis record is damaged: {error}") from None
     if not isinstance(content, dict) or str(content.get("kind")) not in NAMES:
         raise HeaderError(f"{store.path}: its taskbasis record does not say what the file is")
     if content.get("version") != VERSION:
         raise HeaderError(
-            f"{store.path}: was written as version {content.get('version')}, this taskbasis reads "
-            f"version {VERSION}; install the one that wrote it"
+            f"{store.path}: was written as version {reprlib.repr(content.get('version'))}, this "
+            f"taskbasis reads version {VERSION}; install the one that wrote it"
         )
     return content
 
@@ -106,7 +107,7 @@ def decode_binding(store: TensorStore, content: Mapping[str, Any], what: str = "
         raise HeaderError(f"{store.path}: its taskbasis record does not name the {what}")
     digests = base.get("digests")
     return Binding(
-        str(base.get("name", "unknown")),
+        str(base.get("name", "unknown")).replace("\n", "\\n"),  # it is said in one line
         None,
         base["fingerprint"],
         digests if isinstance(digests, dict) else {},

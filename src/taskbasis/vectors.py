@@ -19,16 +19,16 @@ from typing import Any, ClassVar, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis import spaces, stored
-from taskbasis.adapters import adapter_leaf
+from taskbasis import notebook, spaces, stored
+from taskbasis.adapters import adapter_leaves
 from taskbasis.algebra import Weights, mismatched, name_of, space_of
 from taskbasis.difference import difference_leaf
 from taskbasis.digest import fingerprint, store_digests
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError, ValueProblem, finite
 from taskbasis.io.adapter import is_adapter, open_adapter
-from taskbasis.io.dtypes import floating
 from taskbasis.io.remote import located, open_anywhere
+from taskbasis.io.storing import Rounding, storing
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import DEFAULT_SHARD
 from taskbasis.masks import Mask, masked
@@ -60,9 +60,18 @@ class Checkpoint(Weights):
     store: TensorStore = field(repr=False)
 
     def __init__(self, path: str | Path) -> None:
-        store = open_anywhere(path)
+        self._hold(open_anywhere(path))
+
+    def _hold(self, store: TensorStore) -> None:
         object.__setattr__(self, "path", store.path)
         object.__setattr__(self, "store", store)
+
+    @classmethod
+    def of(cls, store: TensorStore) -> Checkpoint:
+        """The checkpoint that a store's tensors are, wherever they lie."""
+        found = cls.__new__(cls)
+        found._hold(store)
+        return found
 
     @cached_property
     def _digests(self) -> dict[str, str]:
@@ -90,6 +99,9 @@ class Checkpoint(Weights):
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def _repr_html_(self) -> str:
+        return notebook.of_store("checkpoint", self.store)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,10 +143,10 @@ class TaskVector:
         base = as_checkpoint(pretrained).store
         folder = None if isinstance(finetuned, Checkpoint) else located(finetuned)
         if folder is not None and is_adapter(folder):
-            leaf = adapter_leaf(open_adapter(folder), base, exclude)
+            leaves = adapter_leaves(open_adapter(folder), base, exclude)
         else:
-            leaf = difference_leaf(base, as_checkpoint(finetuned).store, exclude)
-        object.__setattr__(self, "combination", Combination((Term(leaf),)))
+            leaves = (difference_leaf(base, as_checkpoint(finetuned).store, exclude),)
+        object.__setattr__(self, "combination", Combination(tuple(map(Term, leaves))))
 
     @classmethod
     def of(cls, combination: Combination) -> TaskVector:
@@ -203,6 +215,9 @@ class TaskVector:
         out: str | Path,
         dtype: str = "float32",
         *,
+        float32: Sequence[str] = (),
+        rounding: Rounding = "nearest",
+        rounding_seed: int | None = None,
         shard_size: int | None = DEFAULT_SHARD,
         replace: bool = False,
         engine: Engine | None = None,
@@ -210,6 +225,7 @@ class TaskVector:
         """Store it: a ``.safetensors`` file, or a folder of shards for any other name.
 
         Tensors that equal the base's are not stored. The file is bound to the base's fingerprint.
+        ``float32``, ``rounding`` and ``rounding_seed`` are as for :meth:`EditedModel.save`.
 
         Raises:
             ValueProblem: a value is not finite. FileError: the destination is refused.
@@ -217,7 +233,7 @@ class TaskVector:
         return save_vector(
             self.combination,
             out,
-            floating(dtype),
+            storing(dtype, float32, rounding, rounding_seed),
             shard_size=shard_size,
             replace_used=replace,
             engine=engine or Engine(),
@@ -229,6 +245,9 @@ class TaskVector:
 
     def __str__(self) -> str:
         return self.combination.label
+
+    def _repr_html_(self) -> str:
+        return notebook.of_combination("task vector", self.combination)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,7 +298,7 @@ class EditedModel(Weights):
             return self + (-other)
         theirs = EditedModel(other) if isinstance(other, Checkpoint) else other
         ours, origin = self.onto or self.base, theirs.onto or theirs.base
-        between = [] if ours.store.files == origin.store.files else [TaskVector(origin, ours)]
+        between = [] if ours.store.same_as(origin.store) else [TaskVector(origin, ours)]
         parts = [*between, *([self.delta] if self.vectors else [])]
         parts += [-theirs.delta] if theirs.vectors else []
         return sum(parts[1:], parts[0]) if parts else TaskVector(origin, ours)
@@ -304,7 +323,8 @@ class EditedModel(Weights):
         scaled = [float(n) * v for n, v in zip(numbers, self.vectors, strict=True)]
         return sum(scaled[1:], scaled[0])
 
-    def _edit(self) -> Edit:
+    def edit(self) -> Edit:
+        """The model as what writing takes: stores, combinations and numbers."""
         vectors = tuple(vector.combination for vector in self.vectors)
         scores, moments = (
             tuple(part.learnt for part in parts) for parts in (self.scores, self.moments)
@@ -327,6 +347,9 @@ class EditedModel(Weights):
         out: str | Path,
         dtype: str | None = None,
         *,
+        float32: Sequence[str] = (),
+        rounding: Rounding = "nearest",
+        rounding_seed: int | None = None,
         shard_size: int | None = DEFAULT_SHARD,
         replace: bool = False,
         engine: Engine | None = None,
@@ -336,17 +359,23 @@ class EditedModel(Weights):
         Args:
             out: where to.
             dtype: of the float tensors; each tensor's own when None.
+            float32: patterns (``*`` and ``?``) of tensors that are stored in float32 all the same.
+            rounding: ``nearest``, or ``stochastic``: to one of the two stored numbers around a
+                weight, drawn so that the mean is the weight. Updates below half a step of the
+                dtype, which nearest drops, are then made on average.
+            rounding_seed: of what is drawn, with the tensor's name and the entry's position.
             shard_size: bytes per weights file.
             replace: whether a used folder may be replaced, whole.
             engine: how the work is done.
 
         Raises:
             BaseError: a vector was taken from another base. ValueProblem: a value is not finite.
+            UsageError: a pattern matches no tensor, or an option has no meaning.
         """
         return save_model(
-            self._edit(),
+            self.edit(),
             out,
-            floating(dtype) if dtype else None,
+            storing(dtype, float32, rounding, rounding_seed),
             shard_size=shard_size,
             replace_used=replace,
             engine=engine or Engine(),
@@ -354,10 +383,13 @@ class EditedModel(Weights):
 
     def tensors(self, engine: Engine | None = None) -> dict[str, NDArray[Any]]:
         """The weights as NumPy arrays in memory, for models small enough."""
-        return model_in_memory(self._edit(), engine or Engine())
+        return model_in_memory(self.edit(), engine or Engine())
 
     def __str__(self) -> str:
         return " + ".join(map(str, (self.base.path, *self.vectors)))
+
+    def _repr_html_(self) -> str:
+        return notebook.facts("edited model, not computed yet", self.edit().recipe())
 
 
 def as_checkpoint(value: str | Path | Checkpoint) -> Checkpoint:

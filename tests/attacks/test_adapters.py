@@ -107,8 +107,20 @@ def test_patterns_that_would_match_for_ever(write: Write, pattern: str, key: str
     refused(write(module="a" * 60, **{key: {pattern: 1}}), f"{key} .* (too intricate|no pattern)")
 
 
+@pytest.mark.parametrize(
+    "pattern", ["[[]]", "[a&&b]", "(", "[", "(?P<x>a)(?P<x>b)", "\\", "a{2,1}"]
+)
+def test_patterns_that_are_none_or_are_about_to_change(write: Write, pattern: str) -> None:
+    refused(write(rank_pattern={pattern: 1}), "is no pattern|too intricate")
+
+
+@pytest.mark.parametrize("rank", [2**31, 10**400])
+def test_ranks_that_no_matrix_has(write: Write, rank: int) -> None:
+    refused(write(r=rank), "the rank 'r' is .* not a whole number")
+
+
 def test_names_that_are_too_long_to_match(write: Write) -> None:
-    folder = write(module="a." * 40_000 + "q", alpha_pattern={".*.*.*x": 1})
+    folder = write(module="a." * 400 + "q", alpha_pattern={".*.*.*x": 1})
     refused(folder, "too long")
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from taskbasis.errors import FileError, HeaderError, TaskbasisError
+from taskbasis.io import header as reading
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import TensorInfo
 
@@ -97,7 +98,7 @@ LIES: dict[str, tuple[Any, bytes, str]] = {
     "dtype in small letters": ({"a": entry(dtype="f32")}, EIGHT, "unknown dtype"),
     "dtype is a number": ({"a": entry(dtype=32)}, EIGHT, "unknown dtype"),
     "dtype is a list": ({"a": entry(dtype=["F32"])}, EIGHT, "unknown dtype"),
-    "dtype is megabytes": ({"a": entry(dtype="F" * 3_000_000)}, EIGHT, "unknown dtype"),
+    "dtype is megabytes": ({"a": entry(dtype="F" * 3_000_000)}, EIGHT, "must have exactly"),
     "shape too small": ({"a": entry(shape=(1,))}, EIGHT, "needs 4 bytes, but its offsets span 8"),
     "shape too large": ({"a": entry(shape=(3,))}, EIGHT, "needs 12 bytes"),
     "another dtype": ({"a": entry(dtype="F64")}, EIGHT, "needs 16 bytes"),
@@ -106,11 +107,11 @@ LIES: dict[str, tuple[Any, bytes, str]] = {
     "empty but vast": ({"a": entry(shape=(0, 2**62), end=0)}, b"", "impossible shape"),
     "empty and vaster": ({"a": entry(shape=(2**70, 0), end=0)}, b"", "impossible shape"),
     "65 dimensions": ({"a": entry(shape=(1,) * 64 + (2,))}, EIGHT, "impossible shape"),
-    "many dimensions": ({"a": entry(shape=(2**60,) * 100_000)}, EIGHT, "impossible shape"),
+    "many dimensions": ({"a": entry(shape=(2**60,) * 100_000)}, EIGHT, "must have exactly"),
     "integer of 5000 digits": (
         '{"a":{"dtype":"F32","shape":[%s],"data_offsets":[0,8]}}' % ("1" * 5000),
         EIGHT,
-        "not valid JSON",
+        "must have exactly",
     ),
     "nested shape": ({"a": entry(shape=((1,), 2))}, EIGHT, "impossible shape"),
     "missing shape": ({"a": {"dtype": "F32", "data_offsets": [0, 8]}}, EIGHT, "must have exactly"),
@@ -144,8 +145,12 @@ LIES: dict[str, tuple[Any, bytes, str]] = {
     "not UTF-8": (b'{"\xff":1}', b"", "not valid JSON"),
     "UTF-16": ("{}".encode("utf-16"), b"", "not valid JSON"),
     "deep lists": ("[" * 200_000, b"", "not valid JSON"),
-    "deep objects": ('{"a":' * 100_000, b"", "not valid JSON"),
-    "deep lists that end": ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", b"", "not valid JSON"),
+    "deep objects": ('{"a":' * 100_000, b"", "must have exactly"),
+    "deep lists that end": (
+        '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
+        b"",
+        "must have exactly",
+    ),
     "deep metadata": (
         '{"__metadata__":' + '{"a":' * 900 + "1" + "}" * 901,
         b"",
@@ -155,11 +160,20 @@ LIES: dict[str, tuple[Any, bytes, str]] = {
     "newline in a name": ({"a\nb": entry()}, EIGHT, "control characters"),
     "escape in a name": ({"\x1b[2J": entry()}, EIGHT, "control characters"),
     "half a character in a name": (json.dumps({"\ud800": entry()}), EIGHT, "control"),
+    "a name of 1001 characters": ({"n" * 1001: entry()}, EIGHT, "has 1001 characters"),
+    "half a character in the metadata": (
+        '{"__metadata__":{"a":"\\ud800"}}',
+        b"",
+        "__metadata__ holds half a character",
+    ),
     "backwards text in a name": ({"a\u202eb": entry()}, EIGHT, "control characters"),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
+@pytest.mark.promise(
+    "A safetensors header that contradicts itself or its file is refused, naming the tensor."
+)
 def test_lie(forge: Forge, lie: str) -> None:
     header, data, match = LIES[lie]
     path = forge(header, data)
@@ -202,6 +216,47 @@ def test_a_folder_with_the_name_of_a_file(tmp_path: Path) -> None:
     outer.mkdir()
     path.rename(outer / "model.safetensors")
     refused(outer, "is not a file", FileError)
+
+
+def test_a_lie_is_found_before_the_rest_is_read(forge: Forge, monkeypatch: Any) -> None:
+    """Gigabytes of objects are never made of a hostile header."""
+    lie = b'{"a":1,' + b",".join(b'"%d":[]' % n for n in range(100_000)) + b"}"
+    path = forge(lie)
+    tracemalloc.start()
+    with pytest.raises(HeaderError, match="says of 'a'"):
+        open_tensors(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * len(lie)
+    monkeypatch.setattr(reading, "_MOST_ENTRIES", 2)
+    with pytest.raises(HeaderError, match="has more than 2 entries"):
+        open_tensors(forge({"__metadata__": {"a": "", "b": "", "c": ""}}))
+    three = {name: entry(shape=(0,), end=0) for name in "abc"}
+    with pytest.raises(HeaderError, match="has more than 2 entries"):
+        open_tensors(forge(three))
+    del three["a"]
+    assert set(open_tensors(forge(three))) == {"b", "c"}
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n\t\r "])
+def test_headers_are_read_as_json_is(forge: Forge, blank: str) -> None:
+    """Wherever blanks stand, however names are escaped."""
+    parts = ["", "{", '"__metadata__"', ":", "{", '"k\\u00e9\\n"', ":", '"v\\"}"', "}", ","]
+    parts += ['"a}\\u002e"', ":", '{"dtype" : "F32", "shape":[2 ], "data_offsets": [0,8]}', "}", ""]
+    text = blank.join(parts)
+    store = open_tensors(forge(text, EIGHT))
+    whole = json.loads(text)
+    assert dict(store.metadata) == whole.pop("__metadata__") == {"ké\n": 'v"}'}
+    assert list(store) == list(whole) == ["a}."]
+    for broken in (
+        text.strip()[:-1],
+        text.replace(":", ";", 1),
+        text + "x",
+        "x" + text,
+        text.strip()[:-1] + ",}",
+    ):
+        with pytest.raises(HeaderError):
+            open_tensors(forge(broken, EIGHT))
 
 
 def test_names_with_separators_are_names_and_no_paths(forge: Forge, tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def untouched(tmp_path: Path, base: Path) -> Callable[[], None]:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.promise("NaN and infinity are refused, naming vector and tensor.")
 def test_nan_and_infinity(
     verb: str,
     value: float,
@@ -129,6 +130,7 @@ def test_a_base_with_nan(verb: str, base: Path, write_folder: Write, model: Any)
 
 
 @pytest.mark.parametrize("workers", [1, 5])
+@pytest.mark.promise("A number too large for the stored type is an error, not infinity.")
 def test_overflow_in_float16(
     workers: int, base: Path, write_folder: Write, model: Any, untouched: Any
 ) -> None:

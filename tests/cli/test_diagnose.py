@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from matplotlib import image
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from taskbasis.cli import VERBS
 from taskbasis.diagnosis import diagnose
 from taskbasis.vectors import Checkpoint, TaskVector
+
+Tensors = dict[str, NDArray[Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +85,68 @@ def test_json_is_the_diagnosis(desk: Path, call: Any) -> None:
     every = call("diagnose a --base base --all-ranks --json out.json --replace -q")
     assert every.code == 0
     assert len(json.loads((desk / "out.json").read_text())["ranks"]) == 3
+
+
+def small_update(desk: Path) -> tuple[Tensors, Tensors]:
+    """``half`` in bfloat16 and ``near``: most of the change is in one layer of two."""
+    random = np.random.default_rng(5)
+    old = {
+        f"layers.{n}.w": random.uniform(1, 1.9, (200, 100)).astype(ml_dtypes.bfloat16)
+        for n in range(3)
+    } | {"head": random.uniform(1, 1.9, 10).astype(ml_dtypes.bfloat16)}
+    by = {"layers.0.w": 2e-4, "layers.1.w": 2e-4, "layers.2.w": 2e-4, "head": 2**-7}
+    new = {name: value.astype(np.float32) + np.float32(by[name]) for name, value in old.items()}
+    for folder, tensors in (("half", old), ("near", new)):
+        (desk / folder).mkdir()
+        save_file(tensors, desk / folder / "model.safetensors", {"format": "pt"})
+    return old, new
+
+
+def survives(found: Tensors, old: Tensors, new: Tensors) -> tuple[float, float]:
+    """How much of the step is made along itself, and the share of its norm that is lost."""
+    start, end, made = (
+        np.concatenate([side[name].astype(np.float64).ravel() for name in sorted(old)])
+        for side in (old, new, found)
+    )
+    step = end - start
+    return float((made - start) @ step / (step @ step)), float(
+        np.linalg.norm(made - end) / np.linalg.norm(step)
+    )
+
+
+def test_the_advice_is_followed_word_for_word(desk: Path, call: Any) -> None:
+    """diagnose tells what is lost; with the options that it prints the update survives."""
+    old, new = small_update(desk)
+    told = call("diagnose near --base half --json out.json -q").out.splitlines()
+    rounding = json.loads((desk / "out.json").read_text())["rounding"]
+    assert call("add half near -o plain -q").code == 0
+    made, lost = survives(load_file("plain/model.safetensors"), old, new)
+    assert lost == pytest.approx(rounding["whole"]["lost"], rel=1e-4)
+    assert made == pytest.approx(rounding["whole"]["kept"], rel=1e-4)
+    assert f"loses {lost:.1%} of the update's norm" in told[0]
+    assert rounding["in_float32"] == [f"layers.{n}.w" for n in range(3)]
+    assert lost > 0.8
+    assert made < 0.35
+    options = {
+        name: shlex.split(line.partition(": write the model with ")[2])
+        for name, line in zip(("float32", "stochastic"), told[1:], strict=True)
+    }
+    assert options == rounding["advice"]
+    assert options["float32"] == ["--keep-float32", "layers.*.w"]
+    assert call("add", "half", "near", "-o", "kept", "-q", *options["float32"]).code == 0
+    kept = load_file("kept/model.safetensors")
+    made, lost = survives(kept, old, new)
+    assert (made, lost) == (pytest.approx(1, abs=1e-6), pytest.approx(rounding["then"], abs=1e-6))
+    assert {name: value.dtype.name for name, value in kept.items()} == {
+        "head": "bfloat16",
+        **dict.fromkeys(rounding["in_float32"], "float32"),
+    }
+    assert call("add", "half", "near", "-o", "drawn", "-q", *options["stochastic"]).code == 0
+    drawn = load_file("drawn/model.safetensors")
+    made, lost = survives(drawn, old, new)
+    assert made == pytest.approx(1, abs=0.05)
+    assert lost == pytest.approx(rounding["whole"]["stochastic"], rel=0.03)
+    assert {value.dtype.name for value in drawn.values()} == {"bfloat16"}
 
 
 def test_a_picture_is_drawn(desk: Path, call: Any) -> None:

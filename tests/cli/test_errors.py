@@ -197,7 +197,10 @@ def test_usage_that_the_parser_refuses(desk: Path, call: Any, words: str, hint: 
         ),
         (
             "extract base broken -o x",
-            ["tensor 'norm': a value is NaN or infinite (inputs: broken", "--exclude"],
+            [
+                "tensor 'norm': a value is NaN or infinite (inputs: base/model.safetensors, broken",
+                "--exclude",
+            ],
         ),
         ("add base broken -o x", ["tensor 'norm': a value is NaN or infinite"]),
         ("basis fit a broken --base base -o x", ["tensor 'norm': a value is NaN or infinite"]),
@@ -293,7 +296,12 @@ def test_what_rounding_takes_is_told_when_it_is_much(desk: Path, call: Any) -> N
     save_file(near, desk / "near" / "model.safetensors")
     said = call("add base near -o x --dtype bfloat16")
     assert said.code == 0
-    assert "% of the update is lost to rounding; --dtype float32 keeps it" in said.err
+    assert "% of the update is lost to rounding; --dtype float32 keeps it, --rounding" in said.err
+    drawn = call("add base near -o z --dtype bfloat16 --rounding stochastic")
+    assert "warning: stochastic rounding adds noise of " in drawn.err
+    assert "to which rounding added noise of " in drawn.out
+    call("add base near -o w --dtype bfloat16 --keep-float32 *")
+    assert call("add base near -o w --replace --dtype bfloat16 --keep-float32 *").err == ""
     assert call("add base near -o y").err == ""
     assert call("extract base near -o v.safetensors --dtype bfloat16").err == ""
 

@@ -64,6 +64,7 @@ def test_extract_says_what_it_kept_and_what_not(models: Path, call: Call) -> Non
         "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "taskbasis_digests.json",
     }
 
 

@@ -53,6 +53,27 @@ def test_a_dry_run(call: Any, desk: Path, sent: list[Any]) -> None:
     assert sent == []
 
 
+def test_a_dry_run_names_what_is_not_sent(call: Any, desk: Path, sent: list[Any]) -> None:
+    write_card(desk)
+    (desk / "base" / ".cache").mkdir()
+    (desk / "base" / ".cache" / "x").write_text("x")
+    lines = call("push base me/merged --dry-run").out.splitlines()
+    assert lines[3:] == ["  not sent  .cache (hidden)", lines[-1]]
+    assert lines[-1].startswith("3 files, ")
+
+
+def test_a_link_out_of_the_folder_is_refused(call: Any, desk: Path, sent: list[Any]) -> None:
+    (desk / "base" / "notes.txt").symlink_to(desk / "a" / "config.json")
+    for dry in ("", " --dry-run"):
+        answer = call("push base me/merged" + dry)
+        assert answer.code == 1
+        assert answer.sentence == (
+            f"base/notes.txt: is a link to {desk}/a/config.json, outside of the folder, which "
+            "would be sent unseen; put a copy in its place if it is meant"
+        )
+    assert sent == []
+
+
 def test_a_dry_run_to_a_private_branch(call: Any, desk: Path, sent: list[Any]) -> None:
     write_card(desk)
     answer = call("push base hf://me/merged --dry-run --private --revision v2")

@@ -56,6 +56,7 @@ def test_extract_with_exclude_says_so(desk: Path, call: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["stored", "checkpoint", "mixed"])
+@pytest.mark.promise("What is added equals a dense sum in float32, bit for bit.")
 def test_add(desk: Path, call: Any, kind: str) -> None:
     assert call("extract base a -o a.safetensors -q").code == 0
     specs = {"stored": "a.safetensors b", "checkpoint": "a b", "mixed": "a.safetensors b"}[kind]

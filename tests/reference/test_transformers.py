@@ -232,7 +232,9 @@ def test_side_files_go_along_and_the_card_is_our_own(
         "1_Pooling/config.json",
         "1_Pooling/README.md",
     }
-    assert there == copied | {"model.safetensors", "taskbasis_recipe.json", "README.md"}
+    assert there == copied | {
+        "model.safetensors", "taskbasis_digests.json", "taskbasis_recipe.json", "README.md"
+    }  # fmt: skip
     assert (out / "README.md").read_bytes() != (dressed / "README.md").read_bytes()
     for name in copied:
         assert (out / name).read_bytes() == (dressed / name).read_bytes(), name
@@ -264,3 +266,29 @@ def test_another_model_is_refused(
     assert "lacks" in message
     assert "transformer.h.0" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_tensors_kept_in_float32_load_so_in_a_model_of_float32(
+    families: dict[str, Any], tmp_path: Path
+) -> None:
+    """The file holds float32 for them; what is loaded in one dtype is rounded by the loader."""
+    family, out = families["llama-tied"], tmp_path / "out"
+    keep = ("--keep-float32", "*norm*", "--rounding", "stochastic")
+    command("add", family.base, family.folder / "code", "-o", out, "--dtype", "bfloat16", *keep)
+    wanted = expected(family, [(1.0, "code")], "float32")
+    stored = _on_disk(out)
+    norms = {name for name, value in stored.items() if value.dtype == torch.float32}
+    assert norms == {name for name in stored if "norm" in name}
+    assert {stored[name].dtype for name in stored.keys() - norms} == {torch.bfloat16}
+    transformers = pytest.importorskip("transformers")
+    for dtype in (torch.float32, torch.bfloat16):
+        model, told = transformers.AutoModelForCausalLM.from_pretrained(
+            out, dtype=dtype, output_loading_info=True
+        )
+        assert not any(told.values()), told
+        state = model.state_dict()
+        assert {value.dtype for value in state.values()} == {dtype}
+        for name in norms:
+            assert torch.equal(state[name], wanted[name].to(dtype)), name
+        for name in stored.keys() - norms:
+            assert torch.equal(state[name], stored[name].to(dtype)), name

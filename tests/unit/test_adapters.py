@@ -13,12 +13,21 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from taskbasis.adapters import adapter_leaf
+from taskbasis.adapters import adapted_store, adapter_leaves, whole_tensors
+from taskbasis.cli import run
 from taskbasis.engine import Engine
-from taskbasis.errors import BaseError, MismatchError, TaskbasisError, UsageError, ValueProblem
+from taskbasis.errors import (
+    BaseError,
+    HeaderError,
+    MismatchError,
+    TaskbasisError,
+    UsageError,
+    ValueProblem,
+)
 from taskbasis.io.adapter import open_adapter
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import TensorStore
+from taskbasis.library import Design, fit
 from taskbasis.merging import merge
 from taskbasis.methods import method
 from taskbasis.recipe import Combination, Leaf, Term
@@ -83,7 +92,8 @@ def vector(leaf: Leaf) -> TaskVector:
 
 
 def leaf_of(path: Path, base: TensorStore, *exclude: str) -> Leaf:
-    return adapter_leaf(open_adapter(path), base, exclude)
+    (leaf,) = adapter_leaves(open_adapter(path), base, exclude)
+    return leaf
 
 
 def refused(path: Path, base: TensorStore, match: str, *exclude: str) -> str:
@@ -292,29 +302,140 @@ def test_copies_in_another_type_are_compared_by_value(
     assert list(leaf_of(path, store).infos) == ["emb.weight"]
     moved = weights.astype(copied)
     moved[3, 2] *= 2
-    path = write_adapter("moved", {}, embedding(moved))
-    refused(path, store, "'base_model.model.emb.base_layer.weight' .* not the 'emb.weight'")
+    (trained,) = whole_tensors(open_adapter(write_adapter("m", {}, embedding(moved))), store)
+    assert trained.name == "base_model.model.emb.base_layer.weight"
 
 
 @pytest.mark.parametrize(
-    "copy",
+    ("copy", "said"),
     [
-        BASE["emb.weight"] + np.eye(7, 4, dtype=np.float32),
-        np.concatenate([BASE["emb.weight"], BASE["emb.weight"][:1]]),
-        BASE["emb.weight"][:-1],
-        BASE["emb.weight"].reshape(4, 7),
-        BASE["emb.weight"].astype(np.int32),
+        (
+            np.concatenate([BASE["emb.weight"], BASE["emb.weight"][:1]]),
+            r"has 8 rows, but the base .* has 7 rows of 'emb.weight': it was resized",
+        ),
+        (BASE["emb.weight"][:-1], "has 6 rows, but"),
+        (BASE["emb.weight"].reshape(4, 7), r"has shape \[4, 7\], but .* has \[7, 4\] there"),
+        (BASE["emb.weight"].astype(np.int32), "holds int32, but .* holds float32 there"),
     ],
-    ids=["trained", "longer", "shorter", "of another shape", "of integers"],
+    ids=["longer", "shorter", "of another shape", "of integers"],
 )
-def test_other_whole_tensors_are_refused(
-    write_adapter: Write, base: TensorStore, copy: Array
+def test_whole_tensors_that_do_not_fit(
+    write_adapter: Write, base: TensorStore, copy: Array, said: str
 ) -> None:
     path = write_adapter("lora", TWO, {"emb.weight": copy})
-    refused(path, base, "not the 'emb.weight' of .*--exclude 'emb.weight'")
+    assert refused(path, base, said).endswith("or leave it out with --exclude 'emb.weight'")
     assert leaf_of(path, base, "emb.weight").rules == {"excluded": ("emb.weight",)}
     path = write_adapter("stranger", TWO, {"head.weight": BASE["emb.weight"]})
-    refused(path, base, "not the 'head.weight'")
+    refused(path, base, "is a whole tensor, but the base .* has no 'head.weight'")
+
+
+WHOLE = BASE["emb.weight"] + np.eye(7, 4, dtype=np.float32)
+
+
+def test_whole_tensors_replace_the_base_s(write_adapter: Write, base: TensorStore) -> None:
+    """As modules_to_save, biases and embeddings do: beside factors, and beneath them."""
+    bias = BASE["norm.weight"] * 2
+    parts = {**embedding(WHOLE), "norm.weight": bias, "steps": BASE["steps"] + 1}
+    path = write_adapter("lora", TWO, parts, modules_to_save=["norm"], bias="all")
+    updates, wholes = adapter_leaves(open_adapter(path), base)
+    assert updates.rules == {"integer": ("steps",)}
+    assert (updates.difference, wholes.difference) == (False, True)
+    assert sorted(wholes.infos) == ["emb.weight", "norm.weight"]
+    assert wholes.label == f"{path} (whole tensors)"
+    found = TaskVector(base.path, path).apply_to(base.path, 0.5).tensors(ONE)
+    delta = 3 * (parts["emb.lora_embedding_B"] @ parts["emb.lora_embedding_A"]).T
+    for name, wanted in {
+        "emb.weight": BASE["emb.weight"] + (WHOLE - BASE["emb.weight"] + delta) / 2,
+        "norm.weight": BASE["norm.weight"] * 1.5,
+        "net.0.q.weight": BASE["net.0.q.weight"] + update(0, 4, 6) / 2,
+    }.items():
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(found["steps"], BASE["steps"])
+
+
+def test_whole_tensors_are_stored_in_vectors(
+    write_adapter: Write, base: TensorStore, tmp_path: Path
+) -> None:
+    path = write_adapter("lora", TWO, {"norm.weight": BASE["norm.weight"] * 2})
+    lora = TaskVector(base.path, path)
+    saved = lora.save(tmp_path / "v.safetensors", engine=ONE)
+    assert saved.rules["stored"] == ("net.0.q.weight", "net.1.q.weight", "norm.weight")
+    again = TaskVector.open(tmp_path / "v.safetensors").tensors(ONE)
+    np.testing.assert_array_equal(again["norm.weight"], BASE["norm.weight"])
+
+
+def test_a_basis_of_adapters_with_whole_tensors(
+    write_adapter: Write, base: TensorStore, tmp_path: Path
+) -> None:
+    vectors = {}
+    for scale, name in enumerate("ab", start=2):
+        more = {"norm.weight": BASE["norm.weight"] * scale}
+        vectors[name] = TaskVector(base.path, write_adapter(name, TWO, more, lora_alpha=scale))
+    library = fit(vectors, tmp_path / "lib.safetensors", Design(2, "svd"), engine=ONE)
+    for name, vector in vectors.items():
+        found = library[name].apply_to(base.path).tensors(ONE)
+        wanted = vector.apply_to(base.path).tensors(ONE)
+        for tensor, values in wanted.items():
+            np.testing.assert_allclose(found[tensor], values, atol=1e-4)
+
+
+def test_what_is_said_of_whole_tensors(write_adapter: Write, capsys: Any) -> None:
+    path = write_adapter("lora", TWO, {"norm.weight": BASE["norm.weight"] * 2})
+    assert run(["show", str(path), "--tensors"]) == 0
+    said = capsys.readouterr().out
+    assert "2 tensors, rank 2, and 1 whole beside them" in said
+    assert "whole" in next(line for line in said.splitlines() if "norm.weight" in line)
+
+
+def test_embeddings_that_the_base_ties_to_its_head(
+    write_adapter: Write, open_folder: Any, tmp_path: Path
+) -> None:
+    """PEFT trains a copy of them and leaves the head, which a tied model cannot say."""
+    name, own = "model.embed_tokens.weight", random(7, 4)
+    path = write_adapter("lora", TWO, {name: own + 1}, modules_to_save=["embed_tokens"])
+    held = {**BASE, name: own}
+    untied = open_folder("untied", {**held, "lm_head.weight": own})
+    bare = open_folder("bare", held)
+    tied = open_folder("tied", held)
+    for folder in (untied, tied):
+        (folder.path / "config.json").write_text('{"tie_word_embeddings": true}')
+    for store in (untied, bare):
+        assert [len(leaf.infos) for leaf in adapter_leaves(open_adapter(path), store)] == [2, 1]
+    said = refused(
+        path, tied, "holds 'model.embed_tokens.weight' whole, apart from the head, which"
+    )
+    assert "merge_and_unload" in said
+    leaf_of(path, tied, name)
+    under = {"model.embed_tokens.base_layer.weight": own + 1}
+    assert adapter_leaves(open_adapter(write_adapter("under", TWO, under)), tied)
+
+
+def test_whole_tensors_can_be_left_out(write_adapter: Write, base: TensorStore) -> None:
+    path = write_adapter("lora", TWO, {"norm.weight": BASE["norm.weight"] * 2})
+    assert leaf_of(path, base, "norm.*").rules == {"excluded": ("norm.weight",)}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float64])
+def test_a_model_with_an_adapter_on_it(write_adapter: Write, open_folder: Any, dtype: Any) -> None:
+    weights = {n: v.astype(dtype) if v.dtype == np.float32 else v for n, v in BASE.items()}
+    store = open_folder("b", weights)
+    whole = (BASE["norm.weight"] * 2).astype(dtype)
+    parts = {"net.0.q": (4, 6)}
+    adapter = open_adapter(write_adapter("lora", parts, {**embedding(WHOLE), "norm.weight": whole}))
+    found = adapted_store(adapter, store)
+    assert list(found) == list(store)
+    assert found.path == store.path
+    assert set(found.files) == {*store.files, adapter.path, *adapter.files}
+    wide = np.float64 if dtype == np.float64 else np.float32
+    product = update(0, 4, 6).astype(np.float32)
+    values = found["net.0.q.weight"].load()
+    assert values.dtype == wide
+    wanted = weights["net.0.q.weight"].astype(wide) + product
+    np.testing.assert_allclose(values, wanted, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found["norm.weight"].load(), whole)
+    delta = 3 * (random(4, 2, seed=1) @ random(2, 7)).T
+    np.testing.assert_allclose(found["emb.weight"].load(), WHOLE + delta, rtol=1e-4, atol=1e-5)
+    assert found["net.1.q.weight"] is store["net.1.q.weight"]
 
 
 def test_whole_tensors_are_compared_to_their_end(
@@ -325,7 +446,7 @@ def test_whole_tensors_are_compared_to_their_end(
     last = BASE["emb.weight"].copy()
     assert leaf_of(write_adapter("same", {}, embedding(last)), store)
     last[-1, -1] += 1
-    refused(write_adapter("last", {}, embedding(last)), store, "whole tensor")
+    assert whole_tensors(open_adapter(write_adapter("last", {}, embedding(last))), store)
 
 
 def test_tensors_can_be_left_out(write_adapter: Write, base: TensorStore) -> None:
@@ -347,7 +468,8 @@ def test_patterns_name_tensors_of_either_side(write_adapter: Write, open_folder:
 
 
 def test_an_empty_base(write_adapter: Write, open_folder: Any) -> None:
-    refused(write_adapter("lora", TWO), open_folder("b", {}), "has no 'net.0.q.weight'")
+    with pytest.raises(HeaderError, match="b: holds no tensors, so nothing can be made of it"):
+        open_folder("b", {})
 
 
 def test_an_adapter_goes_onto_a_model_merged_on_its_base(

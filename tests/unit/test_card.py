@@ -339,7 +339,7 @@ def weights(folder: Path) -> bytes:
 def test_the_stored_dtype_is_part_of_the_command(models: Path) -> None:
     merge("base", "math", "code", "--method", "average", "--dtype", "bfloat16", "-o", "first")
     recipe = json.loads((models / "first" / RECIPE_FILE).read_text())
-    text = model_card(recipe, list(NAMES), method("average"), dtype="bfloat16")
+    text = model_card(recipe, list(NAMES), method("average"), stored=["--dtype", "bfloat16"])
     assert run([*shlex.split(fenced(section(text, "Make it again")))[1:], "-q"]) == 0
     assert weights(models / "merged") == weights(models / "first")
 
@@ -355,7 +355,7 @@ def test_exclusions_where_the_recipe_has_them(models: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(registered()))
 def test_the_options_of_every_method_can_be_typed(name: str) -> None:
-    from taskbasis.cli.options import parse_settings
+    from taskbasis.cli.parsing import parse_settings
 
     of = method(name)
     words, reason = command(recipe_of(of), of)

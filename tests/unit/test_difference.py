@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -144,6 +145,36 @@ def test_integers_stay_the_bases(pair: Any, dtype: Any, case: str) -> None:
     leaf = difference_leaf(base, tuned)
     assert leaf.rules == {"integer": ("ids",)}
     assert deltas(base, leaf) == {"a": [1]}
+
+
+@pytest.mark.promise("Quantised weights that differ are refused, not replaced by the base's.")
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.bool_, ml_dtypes.float8_e4m3fn])
+def test_quantised_weights_are_not_the_bases_in_silence(open_folder: Open, dtype: Any) -> None:
+    """The base's weights with scales that were merged are nobody's model."""
+    weights = np.ones((2, 3), dtype)
+    moved = weights.copy()
+    moved[1, 2] = 0
+    base = open_folder("base", {"a": f32(1), "q": weights, "scale": f32(1)})
+    tuned = open_folder("tuned", {"a": f32(2), "q": moved, "scale": f32(1)})
+    refused(
+        MismatchError,
+        f"tensor 'q' of {tuned.files[0]} holds {np.dtype(dtype)} that differ from those of",
+        f"the base {base.files[0]}",
+        "convert quantised models to floats first",
+        "--exclude 'q'",
+        base=base,
+        tuned=tuned,
+    )
+    kept = difference_leaf(base, tuned, ["q"])
+    assert kept.rules == {"excluded": ("q",)}
+    same = open_folder("same", {"a": f32(2), "q": weights, "scale": f32(1)})
+    assert difference_leaf(base, same).rules == {"integer": ("q",)}
+
+
+def test_matrices_of_two_kinds_of_integers(open_folder: Open) -> None:
+    base = open_folder("base", {"a": f32(1), "q": np.ones((2, 2), np.int8)})
+    tuned = open_folder("tuned", {"a": f32(1), "q": np.ones((2, 2), np.uint8)})
+    refused(MismatchError, "holds uint8 that differ", base=base, tuned=tuned)
 
 
 @pytest.mark.parametrize("floats_in", ["base", "tuned"])

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from taskbasis import digest
 from taskbasis.digest import fingerprint, store_digests, tensor_digests
 from taskbasis.engine import Engine
+from taskbasis.io import digests
 from taskbasis.io.dtypes import BY_NAME
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import ArrayBlob, TensorInfo, TensorStore
@@ -56,11 +57,13 @@ def test_it_is_independent_of_the_order() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.promise("A fingerprint depends on names, types, shapes and numbers alone.")
 def test_it_is_independent_of_workers_and_pieces(
     workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A digest is defined by blocks of a fixed size; how many are read at once is free."""
-    monkeypatch.setattr(digest, "_BLOCK", 64)
+    monkeypatch.setattr(digest, "BLOCK", 64)
+    monkeypatch.setattr(digests, "BLOCK", 64)
     expected = mark(TENSORS)
     for pieces in (1, 2, 3, 100):
         monkeypatch.setattr(digest, "_BLOCKS_PER_PIECE", pieces)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import platform
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +16,14 @@ import numpy as np
 import pytest
 
 from taskbasis import engine as engine_module
-from taskbasis.engine import Engine, Scratch, available_workers, resident_bytes
+from taskbasis.engine import (
+    Engine,
+    Scratch,
+    available_workers,
+    give_back_memory,
+    keep_freed_memory,
+    resident_bytes,
+)
 from taskbasis.errors import MemoryCapError, UsageError
 from taskbasis.progress import Tick
 
@@ -281,3 +291,42 @@ def test_folding_gives_the_same_bits(floats: Callable[..., np.ndarray]) -> None:
         return total
 
     assert fold(1).tobytes() == fold(2).tobytes() == fold(5).tobytes()
+
+
+_TEMPORARIES = """
+import resource, sys
+import numpy as np
+from taskbasis.engine import Engine, keep_freed_memory
+if sys.argv[1] == "fresh":
+    Engine.map.__globals__["keep_freed_memory"] = lambda: None
+def work(item, scratch):
+    held = [np.ones(1 << 16) for _ in range(40)]
+    return float(held[3].sum())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+list(Engine(2).map(work, range(100), lambda item: 1, "work"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_is_used_again() -> None:
+    """40 arrays of 512 KiB for each of 100 pieces: 512,000 pages, were each one fresh."""
+    command = [sys.executable, "-c", _TEMPORARIES]
+    kept, fresh = (
+        int(subprocess.run([*command, how], check=True, capture_output=True).stdout)
+        for how in ("kept", "fresh")
+    )
+    assert kept < fresh / 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_is_given_back_when_it_is_counted() -> None:
+    """What was freed does not count against a memory cap."""
+    keep_freed_memory()
+    pieces = [np.ones(1 << 16) for _ in range(200)]  # 512 KiB each: from the heap
+    held = resident_bytes()
+    last = pieces.pop()  # keeps the heap from shrinking by itself
+    pieces.clear()
+    give_back_memory()
+    assert held - resident_bytes() > 80 << 20
+    assert last.sum() == 1 << 16

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import ml_dtypes
-import numba
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -30,9 +29,10 @@ def widen(stored: NDArray[Any], kind: str, compute: Any) -> NDArray[Any]:
 
 
 def narrow(values: NDArray[Any], kind: str) -> NDArray[Any]:
-    """float64 sums are rounded to float32 on their way to a 16-bit type."""
-    if kind in ("f2", "bf"):
-        values = values.astype(np.float32)
+    """Rounded once, which ml_dtypes does not do from float64 to bfloat16."""
+    if kind == "bf" and values.dtype == np.float64:
+        step = np.ldexp(1.0, np.maximum(np.frexp(values)[1], -125) - 8)
+        values = np.rint(values / step) * step
     return values.astype(VALUES[kind])
 
 
@@ -231,6 +231,41 @@ def test_narrowing_is_round_to_nearest_even(name: str, kind: str) -> None:
     assert np.all(np.isnan(found[nan].astype(np.float32)))
 
 
+@pytest.mark.parametrize("kind", ["bf", "f2"])
+def test_float64_is_rounded_once_beside_every_tie(kind: str) -> None:
+    """Between any two stored neighbours: a tie goes to the even word, all else to the nearer."""
+    last = {"bf": 0x7F7F, "f2": 0x7BFF}[kind]
+    words = np.arange(last + 1, dtype=np.uint16)
+    exact = words.view(VALUES[kind]).astype(np.float64)
+    above = np.append(exact[1:], 2 * exact[-1] - exact[-2])  # beyond the largest is infinity
+    middle, step = (exact + above) / 2, above - exact
+    even = words + (words & 1)
+    for sign, bit in ((1.0, 0), (-1.0, 0x8000)):
+        cases = [(middle, even), (exact, words)]
+        for part in (2.0**-40, 2.0**-30, 2.0**-20, 2.0**-17, 2.0**-14, 0.4):
+            cases += [(middle + part * step, words + 1), (middle - part * step, words)]
+        cases += [(np.nextafter(middle, np.inf), words + 1), (np.nextafter(middle, 0), words)]
+        for values, expected in cases:
+            with np.errstate(all="ignore"):
+                one = np.ones((1, 1))
+                found = run(None, sign * values[None], kind, False, one, False)[0][0]
+            wanted = np.where(values == 0, 0, expected | np.uint16(bit))  # 0 + -0 is 0
+            assert np.array_equal(found.view(np.uint16), wanted)
+            assert expected is even or not np.any(values == middle)
+
+
+def test_float64_beyond_any_float32() -> None:
+    values = np.array([[1e300, -1e300, np.inf, -np.inf, 1e-300, -1e-300, 5e-324, np.nan]])
+    for kind in ("bf", "f2"):
+        with np.errstate(all="ignore"):
+            found = run(None, values, kind, False, np.ones((1, 1)), False)[0][0]
+        special = np.inf
+        expected = [special, -special, special, -special, 0.0, -0.0, 0.0]
+        assert found.astype(np.float32)[:7].tolist() == expected
+        assert np.signbit(found[:7]).tolist() == [False, True, False, True, False, True, False]
+        assert np.isnan(found[7].astype(np.float32))
+
+
 @pytest.mark.parametrize("kinds", [("f4", "f4"), ("bf", "bf"), ("f2", "f2"), ("f8", "f8")])
 @pytest.mark.parametrize("difference", [False, True])
 def test_gram_against_a_dense_one(kinds: tuple[str, str], difference: bool) -> None:
@@ -276,17 +311,6 @@ def test_cosines_of_long_vectors() -> None:
     np.testing.assert_allclose(cosines[np.tril_indices(3)], 1.0, atol=1e-6)
 
 
-def test_the_first_compilation_is_told_once() -> None:
-    """A signature nobody else uses: numba has to compile it, then finds it in memory."""
-    told: list[str] = []
-    stop = kernels.on_first_compilation(lambda: told.append("compiling"))
-    fresh = numba.njit(lambda x: x + 1)
-    assert fresh(1) == 2
-    assert fresh(1.5) == 2.5
-    assert told == ["compiling"]
-    stop()
-
-
 @pytest.mark.parametrize("size", [1e-25, 1e-22, 1.0, 1e18, 1e25])
 def test_norms_of_very_small_and_very_large_values(size: float) -> None:
     """Squares that float32 would lose or overflow are summed in float64."""
@@ -318,3 +342,35 @@ def test_equal_infinities_differ_by_zero(add_base: bool) -> None:
     words[0, 0] = 5.0
     kernels.form(base, words, True, half, add_base, out, scratch, stats)
     assert not np.isfinite(stats[0, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("difference", [False, True])
+def test_deltas_are_the_diagonal_case_of_form(dtype: type, difference: bool) -> None:
+    """Bit for bit, the sign of zero included."""
+    rng = np.random.default_rng(0)
+    base, words = rng.standard_normal(5000), rng.standard_normal((3, 5000))
+    words[:, 10], words[:, 20], base[10], base[20] = base[10], -0.0, base[10], -0.0
+    base, words = base.astype(dtype), words.astype(dtype)
+    scale = np.array([1.0, -0.3, 2.0]).astype(dtype)
+    scratch = np.empty(kernels.scratch_rows(3), dtype)
+    found, wanted = np.empty((3, 5000), dtype), np.empty((3, 5000), dtype)
+    assert kernels.deltas(base, words, difference, scale, found, scratch)
+    stats = np.zeros((3, 2))
+    kernels.form(base, words, difference, np.diag(scale), False, wanted, scratch, stats)
+    assert found.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("place", [0, 2047, 2048, 4999])
+def test_deltas_tell_of_values_that_are_not_finite(value: float, place: int) -> None:
+    words, scratch = np.ones((2, 5000), np.float32), np.empty(kernels.scratch_rows(2), np.float32)
+    out, ones = np.empty_like(words), np.ones(2, np.float32)
+    assert kernels.deltas(None, words, False, ones, out, scratch)
+    words[1, place] = value
+    assert not kernels.deltas(None, words, False, ones, out, scratch)
+
+
+def test_deltas_of_nothing_are_finite() -> None:
+    scratch, none = np.empty(kernels.scratch_rows(2), np.float32), np.empty((2, 0), np.float32)
+    assert kernels.deltas(None, none, False, np.ones(2, np.float32), none, scratch)

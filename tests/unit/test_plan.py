@@ -11,6 +11,7 @@ import pytest
 from taskbasis.difference import difference_leaf
 from taskbasis.errors import BaseError, MismatchError, ValueProblem
 from taskbasis.io.dtypes import BF16, F32
+from taskbasis.io.storing import Storing
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.kernels import BLOCK
 from taskbasis.plan import cutting as plan_module
@@ -69,11 +70,11 @@ def test_a_delta_needs_no_base(base: TensorStore, vector: Any) -> None:
 
 
 def test_another_dtype_converts_what_is_not_merged(base: TensorStore, vector: Any) -> None:
-    plan = make_plan([vector("v", {"a": f32(2, 3)})], base, base, F32)
+    plan = make_plan([vector("v", {"a": f32(2, 3)})], base, base, Storing(F32))
     assert [merge.name for merge in plan.merges] == ["a", "b", "c"]
     assert [len(merge.rows) for merge in plan.merges] == [1, 0, 0]
     assert [info.name for info in plan.copies] == ["i", "z"]
-    plan = make_plan([vector("w", {"a": f32(2, 3)})], base, base, BF16)
+    plan = make_plan([vector("w", {"a": f32(2, 3)})], base, base, Storing(BF16))
     assert [merge.name for merge in plan.merges] == ["a", "b", "c", "z"]
 
 

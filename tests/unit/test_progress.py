@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from taskbasis.engine import Engine
@@ -34,7 +36,7 @@ def test_a_bar_counts_what_was_done() -> None:
         tick(6)
     assert bar.tasks[0].finished
     assert (bar.tasks[0].description, bar.tasks[0].total) == ("reading", 10)
-    assert bar.console.stderr
+    assert bar.console.file is sys.stderr
 
 
 def test_a_bar_stops_after_an_error() -> None:

@@ -141,7 +141,7 @@ def test_one_file_holds_the_weights_and_nothing_else(
     model.save(out, shard_size=100)
     with safe_open(out, framework="np") as file:
         assert set(file.keys()) == base.keys()
-        assert file.metadata() == {"format": "pt"}
+        assert set(file.metadata()) == {"format", "taskbasis_digests"}
     assert not (folder / RECIPE_FILE).exists()
 
 
@@ -243,6 +243,7 @@ def test_a_used_destination_is_refused_or_replaced_whole(
         "README.md",
         "config.json",
         "model.safetensors",
+        "taskbasis_digests.json",
         RECIPE_FILE,
     ]
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]

@@ -269,7 +269,7 @@ def test_damaged_files_of_masks(vectors: Any, tmp_path: Path, forge: Any) -> Non
     with pytest.raises(HeaderError, match="a mask, not importance scores; make them with"):
         Importance.open(out)
     with pytest.raises(HeaderError, match="a checkpoint, not a mask; make masks with"):
-        Masks.open(forge({}))
+        Masks.open(forge({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)))
     raw = out.read_bytes()
     size = int.from_bytes(raw[:8], "little")
     head = raw[8 : 8 + size].decode()

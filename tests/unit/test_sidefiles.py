@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from taskbasis.errors import FileError, UsageError
+from taskbasis.errors import FileError
 from taskbasis.io.dtypes import BY_NAME
 from taskbasis.io.folder import open_tensors
 from taskbasis.io.writer import OutputTensor, Staged
-from taskbasis.sidefiles import RECIPE_FILE, check_layers, copy_side_files
+from taskbasis.sidefiles import RECIPE_FILE, copy_side_files, read_config
 
 TENSORS = {"w": np.zeros(2, np.float32)}
 Copy = Callable[..., tuple[str, ...]]
@@ -31,14 +31,14 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def copied(base: Path, tmp_path: Path) -> Copy:
-    """``copied(dtype=None, layers=None, skip=())``: what was left; the rest is in ``out``."""
+    """``copied(dtype=None, config=None, skip=())``: what was left; the rest is in ``out``."""
 
-    def run(dtype: str | None = None, layers: int | None = None, **how: Any) -> tuple[str, ...]:
+    def run(dtype: str | None = None, config: Any = None, **how: Any) -> tuple[str, ...]:
         outputs = [OutputTensor("w", BY_NAME["float32"], (2,))]
         with Staged(tmp_path / "out", outputs, {"format": "pt"}) as staged:
             staged.write_array("w", TENSORS["w"])
             named = BY_NAME[dtype] if dtype else None
-            left = copy_side_files(open_tensors(base), staged, named, layers, **how)
+            left = copy_side_files(open_tensors(base), staged, named, config, **how)
             staged.commit()
         return left
 
@@ -46,7 +46,8 @@ def copied(base: Path, tmp_path: Path) -> Copy:
 
 
 def written(out: Path) -> list[str]:
-    return sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    found = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
+    return sorted(found - {"taskbasis_digests.json"})
 
 
 def config_of(folder: Path) -> Any:
@@ -89,14 +90,13 @@ def test_strange_modules_list_nothing(modules: str, base: Path, copied: Copy) ->
     assert copied() == ()
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "n_layers", "num_layers"])
-def test_the_config_says_how_many_layers(
-    key: str, base: Path, copied: Copy, tmp_path: Path
+def test_another_config_takes_the_place_of_the_base_s(
+    base: Path, copied: Copy, tmp_path: Path
 ) -> None:
-    config = {"model_type": "x", key: 4, "names": ["ä"], "torch_dtype": "float32"}
-    (base / "config.json").write_text(json.dumps(config))
-    copied(layers=6)
-    assert config_of(tmp_path / "out") == config | {key: 6}
+    (base / "config.json").write_text('{"n_layer": 4, "torch_dtype": "float32"}')
+    copied("bfloat16", {"n_layer": 6, "names": ["ä"], "torch_dtype": "float32"})
+    wanted = {"n_layer": 6, "names": ["ä"], "torch_dtype": "bfloat16"}
+    assert config_of(tmp_path / "out") == wanted
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
@@ -107,9 +107,9 @@ def test_the_config_says_the_dtype(key: str, base: Path, copied: Copy, tmp_path:
 
 
 def test_keys_that_are_not_there_are_not_added(base: Path, copied: Copy, tmp_path: Path) -> None:
-    (base / "config.json").write_text('{"a": 1, "num_layers": "four", "n_layer": null}')
-    copied("bfloat16", 6)
-    assert config_of(tmp_path / "out") == {"a": 1, "num_layers": "four", "n_layer": None}
+    (base / "config.json").write_text('{"a": 1, "n_layer": null}')
+    copied("bfloat16")
+    assert config_of(tmp_path / "out") == {"a": 1, "n_layer": None}
 
 
 def test_a_config_that_needs_no_change_keeps_its_bytes(
@@ -130,47 +130,19 @@ def test_a_config_that_is_none(
     raw: bytes, said: str, base: Path, copied: Copy, tmp_path: Path, leftovers: Any
 ) -> None:
     (base / "config.json").write_bytes(raw)
-    for how in ({"dtype": "bfloat16"}, {"layers": 6}):
-        with pytest.raises(FileError, match=f"config.json: {said}"):
-            copied(**how)
+    with pytest.raises(FileError, match=f"config.json: {said}"):
+        copied("bfloat16")
     with pytest.raises(FileError, match=said):
-        check_layers(base, 6)
+        read_config(base)
     assert not (tmp_path / "out").exists()
     assert leftovers(tmp_path) == []
 
 
-# Lists with an entry for each layer.
-
-
-@pytest.mark.parametrize("layers", [None, 4])
-def test_lists_stay_where_layers_do(layers: int | None, base: Path) -> None:
-    (base / "config.json").write_text('{"num_hidden_layers": 4, "layer_types": [1, 2, 3, 4]}')
-    check_layers(base, layers)
-
-
-def test_a_list_for_each_layer_is_refused(base: Path) -> None:
-    (base / "config.json").write_text('{"n_layer": 4, "few": [1], "layer_types": [1, 2, 3, 4]}')
-    with pytest.raises(UsageError) as caught:
-        check_layers(base, 6)
-    assert str(caught.value) == (
-        f"{base / 'config.json'}: 'layer_types' has an entry for each of 4 layers, but the merge "
-        "has 6; remove it from a copy of the model, and say it again in the output"
-    )
-
-
-@pytest.mark.parametrize("config", [
-    {"num_hidden_layers": 4, "eos_token_id": [1, 2]},
-    {"num_hidden_layers": 4, "layer_sizes": [1, 2, 3]},
-    {"num_hidden_layers": 0, "empty": []},
-])  # fmt: skip
-def test_other_lists_say_nothing_of_layers(config: Any, base: Path) -> None:
-    (base / "config.json").write_text(json.dumps(config))
-    check_layers(base, 6)
-
-
-def test_no_config_is_nothing_wrong(base: Path) -> None:
-    check_layers(base, 6)
-    check_layers(base / "model.safetensors", 6)
+def test_a_config_as_it_is_read(base: Path) -> None:
+    assert read_config(base) is None
+    assert read_config(base / "model.safetensors") is None
+    (base / "config.json").write_text('{"n_layer": 4}')
+    assert read_config(base) == {"n_layer": 4}
 
 
 def test_a_folder_behind_a_url(tmp_path: Path) -> None:
@@ -188,29 +160,9 @@ def test_a_folder_behind_a_url(tmp_path: Path) -> None:
     store = open_anywhere(f"memory:/{root}")
     with Staged(tmp_path / "out", [OutputTensor("w", BY_NAME["float32"], (2,))], {}) as staged:
         staged.write_array("w", TENSORS["w"])
-        copy_side_files(store, staged, None, 6)
+        copy_side_files(store, staged, None, {"n_layer": 6})
         staged.commit()
     assert written(tmp_path / "out") == ["config.json", "model.safetensors", "tokenizer.json"]
     assert config_of(tmp_path / "out") == {"n_layer": 6}
+    assert read_config(store.path) == {"n_layer": 4}
     memory.rm(root, recursive=True)
-
-
-def test_lists_behind_a_url_are_refused(tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
-    from taskbasis.io.remote import open_anywhere
-
-    memory = fsspec.filesystem("memory")
-    save_file(TENSORS, tmp_path / "w.safetensors")
-    memory.pipe("/taskbasis-lists/model.safetensors", (tmp_path / "w.safetensors").read_bytes())
-    memory.pipe("/taskbasis-lists/config.json", b'{"n_layer": 4, "layer_types": [1, 2, 3, 4]}')
-    store = open_anywhere("memory://taskbasis-lists")
-    with pytest.raises(UsageError, match="layer_types"):
-        check_layers(store.path, 6)
-
-
-def test_a_config_that_hides_the_number_of_layers_is_refused(tmp_path: Path) -> None:
-    for config in ({"text_config": {"num_hidden_layers": 4}}, {"num_hidden_layers": "4"}):
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(UsageError, match="says the number of layers under none of"):
-            check_layers(tmp_path, 6)
-        check_layers(tmp_path, None)

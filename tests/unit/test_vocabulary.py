@@ -1,4 +1,4 @@
-"""Vocabularies: read from whatever tokenizers keep, and refused where they differ."""
+"""Vocabularies: read from whatever tokenizers keep, and refused where they differ unsaid."""
 
 from __future__ import annotations
 
@@ -10,15 +10,30 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from taskbasis.errors import FileError, MismatchError, UsageError
+from taskbasis.errors import FileError, MismatchError
 from taskbasis.io.folder import open_tensors
-from taskbasis.io.tensors import TensorStore
-from taskbasis.recipes.schema import Location, ModelRef, Tokenizer, TokenRule
-from taskbasis.vocabulary import check_vocabularies, vocabulary
+from taskbasis.recipes import parse_recipe
+from taskbasis.recipes.schema import Location, ModelRef
+from taskbasis.vocabulary import check_tokens, read_vocabulary, tokens_beside
+from taskbasis.vocabulary.pieces import pieces
 
 
 def fast(model: object, added: object = None) -> str:
     return json.dumps({"model": model, "added_tokens": added})
+
+
+def read(name: str, text: str | bytes, **more: str) -> Any:
+    files = {name: text if isinstance(text, bytes) else text.encode()}
+    return read_vocabulary(
+        files | {f"{key}.json": value.encode() for key, value in more.items()}, Path("model")
+    )
+
+
+def piece(text: str) -> bytes:
+    """One piece of a SentencePiece model: its text and its score."""
+    raw = text.encode()
+    inner = bytes([10, len(raw)]) + raw + bytes([0x15]) + np.float32(-1.5).tobytes()
+    return bytes([10, len(inner)]) + inner
 
 
 @pytest.mark.parametrize(("name", "text", "wanted"), [
@@ -28,116 +43,91 @@ def fast(model: object, added: object = None) -> str:
     ("tokenizer.json", fast({"vocab": [["<unk>", 0.0], ["a", -1.5]]}), {"<unk>": 0, "a": 1}),
     ("vocab.json", '{"a": 0, "b": 1}', {"a": 0, "b": 1}),
     ("vocab.txt", "[PAD]\n[UNK]\nä\n", {"[PAD]": 0, "[UNK]": 1, "ä": 2}),
+    ("tokenizer.model", piece("<unk>") + piece("▁a"), {"<unk>": 0, "▁a": 1}),
+    ("spiece.model", piece("a") + bytes([0x12, 2, 8, 1]), {"a": 0}),
 ])  # fmt: skip
-def test_what_tokenizers_keep(name: str, text: str, wanted: Any, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    assert vocabulary(tmp_path) == wanted
+def test_what_tokenizers_keep(name: str, text: Any, wanted: Any) -> None:
+    found = read(name, text)
+    assert found.numbers == wanted
+    assert found.raw is None
+    assert found.file == Path("model") / name
 
 
 @pytest.mark.parametrize(("name", "text"), [
-    ("tokenizer.json", "no JSON"),
-    ("tokenizer.json", "[" * 100_000),
     ("tokenizer.json", "[]"),
     ("tokenizer.json", "{}"),
     ("tokenizer.json", fast({"vocab": 3})),
     ("tokenizer.json", fast("bpe")),
+    ("tokenizer.json", fast({"vocab": {"a": "0"}})),
+    ("tokenizer.json", fast({"vocab": {"a": -1}})),
     ("vocab.json", "[]"),
-    ("other.json", "{}"),
+    ("vocab.json", '{"eng": {"a": 0}}'),
+    ("tokenizer.model", b"IQ== 0\nIg== 1\n"),
+    ("tokenizer.model", b""),
+    ("sentencepiece.bpe.model", piece("a")),
+    ("tekken.json", '{"vocab": []}'),
 ])  # fmt: skip
-def test_what_says_nothing_of_a_vocabulary(name: str, text: str, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(text)
-    assert vocabulary(tmp_path) is None
+def test_what_is_known_by_its_bytes_alone(name: str, text: Any) -> None:
+    found = read(name, text)
+    assert not found.numbers
+    assert found.raw == (text if isinstance(text, bytes) else text.encode())
 
 
-def test_the_fast_tokenizer_goes_first(tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("x\n")
-    (tmp_path / "tokenizer.json").write_text(fast({"vocab": {"a": 0}}))
-    assert vocabulary(tmp_path) == {"a": 0}
+def test_no_tokenizer_at_all() -> None:
+    assert read("other.json", "{}") is None
+    assert read("added_tokens.json", '{"a": 0}') is None
 
 
-def test_a_token_may_hold_a_strange_line_break(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "text", "said"), [
+    ("tokenizer.json", "no JSON", "model/tokenizer.json:? is not valid JSON"),
+    ("tokenizer.json", "[" * 100_000, "model/tokenizer.json:? is not valid JSON"),
+    ("vocab.json", '{"a": 0, "a": 1}', "model/vocab.json:? names 'a' twice"),
+    ("vocab.txt", b"a\n\xff\xfe", r"model/vocab.txt: no text in UTF-8 \(byte 2\)"),
+])  # fmt: skip
+def test_damaged_files(name: str, text: Any, said: str) -> None:
+    with pytest.raises(FileError, match=said):
+        read(name, text)
+
+
+def test_tokens_added_in_a_file_of_their_own() -> None:
+    found = read("vocab.json", '{"a": 0}', added_tokens='{"<x>": 1}')
+    assert found.numbers == {"a": 0, "<x>": 1}
+    assert found.added["<x>"]["content"] == "<x>"
+    assert read("tokenizer.json", fast({"vocab": {"a": 0}}), added_tokens='{"b": 1}').added == {}
+    assert read("vocab.json", '{"a": 0}', added_tokens="[1]").raw == b'{"a": 0}[1]'
+
+
+def test_the_fast_tokenizer_goes_first() -> None:
+    files = {"vocab.txt": b"x\n", "tokenizer.json": fast({"vocab": {"a": 0}}).encode()}
+    found = read_vocabulary(files, Path("m"))
+    assert found is not None
+    assert found.numbers == {"a": 0}
+
+
+def test_a_token_may_hold_a_strange_line_break() -> None:
     """U+2028 and U+0085 are tokens of real vocabularies; only a newline ends a line."""
-    (tmp_path / "vocab.txt").write_text("a\n\u2028\n\u0085\nb\n", encoding="utf-8")
-    assert vocabulary(tmp_path) == {"a": 0, "\u2028": 1, "\u0085": 2, "b": 3}
+    found = read("vocab.txt", "a\n\u2028\n\u0085\nb\n")
+    assert found.numbers == {"a": 0, "\u2028": 1, "\u0085": 2, "b": 3}
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\x00")
-    try:
-        assert vocabulary(tmp_path) is None
-    except FileError as error:
-        assert "vocab.txt" in str(error)  # noqa: PT017
-
-
-@pytest.fixture
-def stores(tmp_path: Path) -> dict[str, TensorStore]:
-    found = {}
-    for name in "abc":
-        (tmp_path / name).mkdir()
-        save_file({"w": np.zeros(2, np.float32)}, tmp_path / name / "model.safetensors")
-        found[name] = open_tensors(tmp_path / name)
-    return found
-
-
-def words(store: TensorStore, *tokens: str) -> None:
-    content = fast({"vocab": {token: number for number, token in enumerate(tokens)}})
-    (store.path / "tokenizer.json").write_text(content)
-
-
-def test_nothing_known_is_nothing_wrong(stores: Any) -> None:
-    check_vocabularies(None, stores)
-    words(stores["b"], "x")
-    check_vocabularies(None, stores)
-
-
-def test_the_same_words_in_other_files(stores: Any) -> None:
-    words(stores["a"], "x", "y")
-    (stores["b"].path / "vocab.txt").write_text("x\ny\n")
-    (stores["c"].path / "vocab.json").write_text('{"y": 1, "x": 0}')
-    check_vocabularies(Tokenizer("union"), stores)
-    check_vocabularies(Tokenizer("base"), stores)
-
-
-@pytest.mark.parametrize(("tokens", "said"), [
-    (("x", "y", "z"), "1 tokens of b and c differ, e.g. 'z' is missing and 2"),
-    (("x",), "1 tokens of b and c differ, e.g. 'y' is 1 and missing"),
-    (("y", "x"), "2 tokens of b and c differ, e.g. 'x' is 0 and 1"),
+@pytest.mark.parametrize("raw", [
+    b"", b"\x0a", b"\x0a\x05ab", b"\x0a\x02\x0a\x00" + b"\xff" * 12, b"\x0b\x00", b"\x02\x01a",
+    b"\x0a\x03\x0a\x01\xff",
 ])  # fmt: skip
-def test_words_that_differ(tokens: Any, said: str, stores: Any) -> None:
-    words(stores["b"], "x", "y")
-    words(stores["c"], *tokens)
-    with pytest.raises(MismatchError) as caught:
-        check_vocabularies(None, stores)
-    assert str(caught.value) == (
-        f"{said}; models of different vocabularies cannot be merged yet, bring them to one first"
-    )
+def test_bytes_that_are_no_sentencepiece_model(raw: bytes) -> None:
+    assert pieces(raw) is None
 
 
-@pytest.mark.parametrize(("source", "said"), [
-    ("union", " (tokenizer source union)"),
-    ("base", " (tokenizer source base)"),
-    (ModelRef(Location("a")), " (tokenizer source a)"),
-])  # fmt: skip
-def test_the_message_repeats_what_was_asked(source: Any, said: str, stores: Any) -> None:
-    words(stores["a"], "x")
-    words(stores["b"], "y")
-    with pytest.raises(MismatchError) as caught:
-        check_vocabularies(Tokenizer(source), stores)
-    assert f"{said}; models of different" in str(caught.value)
+def test_a_long_piece_and_fields_of_every_kind() -> None:
+    text = "x" * 300
+    raw = bytes([0x0A, 0xAF, 0x02, 0x0A, 0xAC, 0x02]) + text.encode()
+    raw += bytes([0x18, 0x01]) + bytes([0x29]) + b"8" * 8 + bytes([0x35]) + b"4444"
+    assert pieces(raw) == [text]
 
 
-@pytest.mark.parametrize("tokenizer", [
-    Tokenizer("union", {"x": TokenRule()}),
-    Tokenizer("base", {}, 64),
-])  # fmt: skip
-def test_what_is_not_known_yet(tokenizer: Tokenizer, stores: Any) -> None:
-    with pytest.raises(UsageError, match="tokens and pad_to_multiple_of are not known yet"):
-        check_vocabularies(tokenizer, stores)
-
-
-def test_tokenizers_that_the_real_library_writes(tmp_path: Path, stores: Any) -> None:
+def test_tokenizers_that_the_real_library_writes(tmp_path: Path) -> None:
     """BPE, Unigram and WordPiece, each as the library numbers it; one of them in another order."""
-    tokenizers = pytest.importorskip("tokenizers")
+    tokenizers = pytest.importorskip("tokenizers", reason="takes the extra 'learn'")
     kinds = tokenizers.models
     vocabulary_of = {"<unk>": 0, "a": 1, "b": 2, "ab": 3}
     made = {
@@ -151,21 +141,105 @@ def test_tokenizers_that_the_real_library_writes(tmp_path: Path, stores: Any) ->
         tokenizer.add_tokens(["a new one"])
         (tmp_path / name).mkdir()
         tokenizer.save(str(tmp_path / name / "tokenizer.json"))
-        assert vocabulary(tmp_path / name) == tokenizer.get_vocab(with_added_tokens=True)
+        found = read_vocabulary(tokens_beside(tmp_path / name), tmp_path / name)
+        assert found is not None
+        assert found.numbers == tokenizer.get_vocab(with_added_tokens=True)
+        assert list(found.added) == ["<s>", "</s>", "a new one"]
+        assert found.added["<s>"]["special"]
 
 
-def test_vocabularies_behind_a_url_are_compared(tmp_path: Path) -> None:
+LINEAR = """
+merge_method: linear
+models:
+  - {model: a, parameters: {weight: 1}}
+  - {model: b, parameters: {weight: 1}}
+  - {model: c, parameters: {weight: 1}}
+"""
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Any:
+    """``check(a=..., b=..., c=...)``: whether three models with these files may be merged."""
+
+    def run(said: str = "", **files: tuple[str, str | bytes]) -> Any:
+        (document,) = parse_recipe(LINEAR + said).documents
+        stores = {}
+        for name in "abc":
+            folder = tmp_path / name
+            folder.mkdir(exist_ok=True)
+            save_file({"w": np.zeros(2, np.float32)}, folder / "model.safetensors")
+            if name in files:
+                file, text = files[name]
+                (folder / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+            stores[ModelRef(Location(name))] = open_tensors(folder)
+        beside = {ref: tokens_beside(store.path) for ref, store in stores.items()}
+        return check_tokens(document, stores, beside)
+
+    return run
+
+
+def words(*tokens: str) -> tuple[str, str]:
+    return "tokenizer.json", fast({"vocab": {token: n for n, token in enumerate(tokens)}})
+
+
+def test_nothing_known_is_nothing_wrong(check: Any) -> None:
+    check()
+    check(b=words("x"))
+
+
+def test_the_same_words_in_other_files(check: Any) -> None:
+    found, template, note = check(
+        a=words("x", "y"), b=("vocab.txt", "x\ny\n"), c=("vocab.json", '{"y": 1, "x": 0}')
+    )
+    assert [one.numbers for one in found.values()] == [{"x": 0, "y": 1}] * 3
+    assert (template, note) == (None, None)
+
+
+@pytest.mark.parametrize(("tokens", "said"), [
+    (("x", "y", "z"), "1 tokens of b and c differ, e.g. 'z' is missing and 2"),
+    (("x",), "1 tokens of b and c differ, e.g. 'y' is 1 and missing"),
+    (("y", "x"), "2 tokens of b and c differ, e.g. 'x' is 0 and 1"),
+])  # fmt: skip
+def test_words_that_differ(tokens: Any, said: str, check: Any) -> None:
+    with pytest.raises(MismatchError) as caught:
+        check(b=words("x", "y"), c=words(*tokens))
+    assert str(caught.value) == (
+        f"{said}; say which vocabulary the output has, and rows are aligned by token: "
+        "tokenizer_source: union, base or a model"
+    )
+    check("tokenizer_source: union", b=words("x", "y"), c=words(*tokens))
+
+
+def test_sentencepiece_models_that_differ(check: Any) -> None:
+    """They used to switch the check off."""
+    one, two = piece("<unk>") + piece("a"), piece("<unk>") + piece("b")
+    check(a=("tokenizer.model", one), b=words("<unk>", "a"))
+    with pytest.raises(MismatchError, match="2 tokens of a and c differ"):
+        check(a=("tokenizer.model", one), c=("tokenizer.model", two))
+
+
+def test_tokenizers_that_cannot_be_read(check: Any) -> None:
+    one, two = ("tokenizer.model", b"IQ== 0\n"), ("tokenizer.model", b"IQ== 1\n")
+    check(a=one, b=one)
+    with pytest.raises(MismatchError) as caught:
+        check(a=one, b=two)
+    said = str(caught.value)
+    assert said.startswith("the tokenizers of a and b differ, and which tokens they have cannot be")
+    assert said.endswith("a/tokenizer.model; give both a tokenizer.json")
+
+
+def test_vocabularies_behind_a_url(tmp_path: Path) -> None:
     pytest.importorskip("fsspec", reason="reading URLs needs the extra 'remote'")
 
     from taskbasis.io.remote import open_remote
 
-    stores = {}
-    for name, words in (("a", "xyz"), ("b", "yxz")):
-        folder = tmp_path / name
-        folder.mkdir()
-        save_file({"w": np.zeros(2, np.float32)}, folder / "model.safetensors")
-        vocab = {word: number for number, word in enumerate(words)}
-        (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": vocab}}))
-        stores[name] = open_remote(folder.as_uri())
-    with pytest.raises(MismatchError, match="2 tokens of a and b differ"):
-        check_vocabularies(None, stores)
+    folder = tmp_path / "a"
+    folder.mkdir()
+    save_file({"w": np.zeros(2, np.float32)}, folder / "model.safetensors")
+    (folder / "tokenizer.json").write_text(words("x", "y")[1])
+    (folder / "other.json").write_text("{}")
+    for url, names in (
+        (folder.as_uri(), ["tokenizer.json"]),
+        ((folder / "model.safetensors").as_uri(), []),
+    ):
+        assert sorted(tokens_beside(open_remote(url).path)) == names

@@ -9,7 +9,10 @@ from importlib import import_module
 import click
 
 from taskbasis._version import __version__
+from taskbasis.cli.stopping import exit_code, stop_on_signals, what_stands
 from taskbasis.errors import TaskbasisError, nearest
+from taskbasis.io.hidden import on_remark
+from taskbasis.terminal import plain_streams, sentence
 
 VERBS = {
     "show": "What is this file or folder?",
@@ -19,6 +22,7 @@ VERBS = {
     "analogy": "C + (B - A): reach a task nobody trained.",
     "merge": "Merge task vectors by any method.",
     "check": "Every error of a mergekit recipe at once, before any work.",
+    "verify": "Is a file or folder still what was written?",
     "plan": "What following a recipe will read, write and hold.",
     "lora": "Make LoRA adapters: from full models, and from each other.",
     "methods": "List the ways to merge, or tell all of one.",
@@ -70,11 +74,18 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors become one sentence and an exit code, never a traceback."""
+    stop_on_signals()
     sys.exit(run(arguments))
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Like :func:`main`, but returns the exit code: 0, 2 for usage, 1 for the rest."""
+    with plain_streams():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    on_remark(lambda remark: click.echo(remark, err=True))
     try:
         found = cli.main(args=None if arguments is None else list(arguments), standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -83,11 +94,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except TaskbasisError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {sentence(error)}", err=True)
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("stopped; nothing was written", err=True)
-        return 130
+    except (KeyboardInterrupt, click.Abort) as stop:
+        click.echo(what_stands(), err=True)
+        return exit_code(stop)
     except BrokenPipeError:
         return 1
     except OSError as error:

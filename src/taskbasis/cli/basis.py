@@ -13,11 +13,11 @@ from taskbasis.cli.options import (
     exclude_option,
     model_output,
     output_options,
-    parse_settings,
     scale_option,
     settings_option,
     warn,
 )
+from taskbasis.cli.parsing import parse_settings
 
 if TYPE_CHECKING:
     from taskbasis.engine import Engine
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 base_option = click.option("--base", help="What checkpoints among the vectors were tuned from.")
 onto_option = click.option("--base", help="Write this base plus the vector; else the vector.")
 _atoms_output = output_options(
-    "Of the stored atoms: float32, float16, bfloat16. [default: float32]"
+    "Of the stored atoms: float32, float16, bfloat16. [default: float32]", rounds=False
 )
 _grown_output = output_options(
-    "Of the stored atoms: float32, float16, bfloat16. [default: as before]"
+    "Of the stored atoms: float32, float16, bfloat16. [default: as before]", rounds=False
 )
 
 

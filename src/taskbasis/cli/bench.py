@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from taskbasis.cli.options import print_table
+from taskbasis.cli.stopping import exit_code
 
 
 @click.command()
@@ -69,10 +68,9 @@ def bench(
     )
     try:
         report = run(asked, _nothing if quiet else _tell, workers)
-    except KeyboardInterrupt:
-        raise _Stopped(
-            "stopped; what was made and measured is kept, and used when run again"
-        ) from None
+    except KeyboardInterrupt as stop:
+        click.echo("stopped; what was made and measured is kept, and used when run again", err=True)
+        raise click.exceptions.Exit(exit_code(stop)) from None
     means = report.aggregate()
     columns = [name for name in COLUMNS if name in means.metrics]
     header, cells = means.table(columns)
@@ -80,15 +78,6 @@ def bench(
     click.echo(means.caption(columns))
     click.echo(f"checkpoints: {report.rows[0].extras['checkpoints']}")
     click.echo(f"table, differences and pictures: {Path(out) / f'bench-{suite}.md'}")
-
-
-class _Stopped(click.ClickException):
-    """The run was interrupted: no error, but no success either."""
-
-    exit_code = 130
-
-    def show(self, file: Any = None) -> None:
-        click.echo(self.message, file=file, err=True)
 
 
 def _nothing(text: str) -> None:

@@ -11,6 +11,7 @@ from taskbasis.cli.options import (
     Output,
     exclude_option,
     print_table,
+    rounding_loss,
     vectors_output,
     warn,
 )
@@ -69,11 +70,17 @@ def disentangle(
     if len(named) > 1 and found.before and found.after == found.before:
         warn("nothing was taken from the vectors; try a smaller --alpha, or a smaller --rate")
     saved = found.save(
-        output.path, output.dtype or "float32", replace=output.replace, engine=output.engine
+        output.path,
+        output.dtype or "float32",
+        float32=output.float32,
+        rounding=output.rounding,
+        rounding_seed=output.rounding_seed,
+        replace=output.replace,
+        engine=output.engine,
     )
     lost = max(one.lost for one in saved)
     if lost > LOSS_WORTH_A_WARNING:
-        warn(f"up to {lost:.0%} of a vector is lost to rounding; --dtype float32 keeps it")
+        warn("up to " + rounding_loss(lost, "a vector", output.rounding))
     if not output.quiet:
         _show(found, granularity == "layer" or output.verbose)
         size = bytes_text(sum(one.nbytes for one in saved))

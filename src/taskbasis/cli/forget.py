@@ -17,13 +17,15 @@ from taskbasis.cli.options import (
     Size,
     engine_options,
     exclude_option,
-    parse_settings,
     print_table,
+    rounding_options,
     settings_option,
 )
+from taskbasis.cli.parsing import parse_settings
 
 if TYPE_CHECKING:
     from taskbasis.engine import Engine
+    from taskbasis.io.storing import Rounding
     from taskbasis.masks import Mask, Masks
     from taskbasis.scores import Importance
     from taskbasis.vectors import Checkpoint, EditedModel, TaskVector
@@ -106,6 +108,7 @@ class Removal:
 @search_options
 @click.option("-o", "--out", help="Where to write; may be left out with --tasks.")
 @click.option("--dtype", help="Of the float tensors. [default: as in MODEL]")
+@rounding_options
 @click.option("--out-shard-size", type=Size(), default="5GB", show_default=True)
 @click.option("--replace", is_flag=True, help="Replace what stands at --out, whole.")
 @click.option("-v", "--verbose", is_flag=True, help="Say what was done with every tensor.")
@@ -122,6 +125,9 @@ def forget(
     search: Search | None,
     out: str | None,
     dtype: str | None,
+    float32: tuple[str, ...],
+    rounding: Rounding,
+    rounding_seed: int | None,
     out_shard_size: int,
     replace: bool,
     verbose: bool,
@@ -149,7 +155,8 @@ def forget(
     if search is not None and scale is not None:
         raise UsageError("with --tasks the scale is searched; give the scales to try as --scales")
     masks, mask = open_mask(mask_spec) if mask_spec is not None else (None, None)
-    output = Output(out or "", dtype, out_shard_size, replace, engine, quiet, verbose)
+    how = (float32, rounding, rounding_seed)
+    output = Output(out or "", dtype, out_shard_size, replace, engine, quiet, verbose, *how)
     if masks is not None and mask is not None and masks.exclusive and base and search is None:
         if vector is not None:
             raise UsageError(f"{mask} is put back as it was in {base}; leave out {vector}")

@@ -47,6 +47,8 @@ def put_back(
         ("--scale", scale not in (None, 1.0)),
         ("--exclude", bool(exclude)),
         ("--dtype", output.dtype is not None),
+        ("--keep-float32", bool(output.float32)),
+        ("--rounding", output.rounding != "nearest"),
     ):
         if given:
             raise UsageError(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from taskbasis.cli.options import engine_options, exclude_option, parse_weights, print_table, warn
+from taskbasis.cli.options import engine_options, exclude_option, print_table, warn
+from taskbasis.cli.parsing import parse_weights
 from taskbasis.units import bytes_text
 
 if TYPE_CHECKING:
@@ -131,15 +132,10 @@ def add(
     ADAPTERS are called after their folders, or NAME=PATH. Their ranks add up unless --rank or
     --energy says how much of the sum is kept.
     """
-    from taskbasis.errors import UsageError
-    from taskbasis.library.resolve import task_name
+    from taskbasis.library.resolve import named_specs
     from taskbasis.lora import add_adapters
 
-    found: dict[str, str] = {}
-    for name, path in map(task_name, adapters):
-        if name in found:
-            raise UsageError(f"two adapters are called {name!r}; name them as NAME=PATH")
-        found[name] = path
+    found = dict(named_specs(adapters, "adapters"))
     return add_adapters(
         found,
         parse_weights(weights, list(found)),

@@ -8,14 +8,12 @@ from taskbasis.cli.options import (
     Output,
     apply_masks,
     exclude_option,
-    match_by_name,
     model_output,
-    parse_settings,
-    parse_weights,
     scale_option,
     scores_option,
     settings_option,
 )
+from taskbasis.cli.parsing import match_by_name, parse_settings, parse_weights
 from taskbasis.cli.recipes import ByRecipe
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import functools
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as again
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from taskbasis.io.hidden import whole_file
+from taskbasis.terminal import raw, visible
 from taskbasis.units import bytes_text, parse_bytes
 
 if TYPE_CHECKING:
     from taskbasis.engine import Engine
     from taskbasis.evaluate import Task
+    from taskbasis.io.storing import Rounding, Storing
     from taskbasis.passes import Kept
     from taskbasis.saving import Saved
     from taskbasis.vectors import EditedModel, TaskVector
@@ -53,8 +55,8 @@ def engine_options(function: F) -> F:
 
 def make_engine(workers: int | None, memory: int | None, quiet: bool) -> Engine:
     """An engine as the options say; the bar is shown to people, not to pipes."""
+    from taskbasis.compiling import on_first_compilation
     from taskbasis.engine import Engine, available_workers
-    from taskbasis.kernels import on_first_compilation
     from taskbasis.progress import Bar, Silent
 
     if not quiet:
@@ -76,17 +78,31 @@ class Output:
     engine: Engine
     quiet: bool
     verbose: bool = False
+    float32: tuple[str, ...] = ()
+    rounding: Rounding = "nearest"
+    rounding_seed: int | None = None
+
+    @property
+    def storing(self) -> Storing:
+        """How floats are stored."""
+        from taskbasis.io.storing import storing
+
+        return storing(self.dtype, self.float32, self.rounding, self.rounding_seed)
 
     def write_model(self, model: EditedModel, names: Sequence[str] = ()) -> None:
         """Write weights and report; ``names`` are those of the vectors a method chose from."""
         saved = model.save(
             self.path,
             self.dtype,
+            float32=self.float32,
+            rounding=self.rounding,
+            rounding_seed=self.rounding_seed,
             shard_size=self.shard_size,
             replace=self.replace,
             engine=self.engine,
         )
         self.report(saved)
+        self.say_float32()
         if saved.kept is not None and not self.quiet:
             print_kept(names or [str(vector) for vector in model.vectors], saved.kept)
 
@@ -96,6 +112,9 @@ class Output:
             vector.save(
                 self.path,
                 self.dtype or "float32",
+                float32=self.float32,
+                rounding=self.rounding,
+                rounding_seed=self.rounding_seed,
                 shard_size=self.shard_size,
                 replace=self.replace,
                 engine=self.engine,
@@ -105,17 +124,25 @@ class Output:
     def report(self, saved: Saved) -> None:
         """Say what was written and what became of every tensor."""
         if saved.lost > LOSS_WORTH_A_WARNING:
-            warn(f"{saved.lost:.0%} of the update is lost to rounding; --dtype float32 keeps it")
+            warn(rounding_loss(saved.lost, "the update", self.rounding))
         if not self.quiet:
             counts = ", ".join(
                 f"{len(names)} {rule}" for rule, names in saved.rules.items() if names
             )
             click.echo(f"wrote {saved.path}: {bytes_text(saved.nbytes)}; tensors: {counts}")
             click.echo(
-                f"norm of the delta {saved.norm:.6g}, of which rounding took {saved.lost:.3%}"
+                f"norm of the delta {saved.norm:.6g}, {_ROUNDED[self.rounding]} {saved.lost:.3%}"
             )
         if self.verbose:
             self._list(saved)
+
+    def say_float32(self) -> None:
+        """Say how tensors that were kept in float32 are lost again by whoever loads them."""
+        if self.float32 and not self.quiet:
+            click.echo(
+                "to keep what is stored in float32, load the model in float32 (dtype=torch.float32 "
+                "in transformers): loading all of it in its config's dtype rounds it again"
+            )
 
     @staticmethod
     def _list(saved: Saved) -> None:
@@ -124,10 +151,54 @@ class Output:
                 click.echo(f"  {rule:<10} {name}")
 
 
-def output_options(dtype_help: str | None, shards: bool = True) -> Callable[[F], F]:
+_ROUNDED = {"nearest": "of which rounding took", "stochastic": "to which rounding added noise of"}
+
+
+def rounding_loss(lost: float, what: str, rounding: Rounding) -> str:
+    """What is said of a share of the norm that rounding took, and what to do."""
+    if rounding == "stochastic":
+        return (
+            f"stochastic rounding adds noise of {lost:.0%} of {what}'s norm; --dtype float32, or "
+            "--keep-float32 for some tensors, has none"
+        )
+    return (
+        f"{lost:.0%} of {what} is lost to rounding; --dtype float32 keeps it, --rounding "
+        "stochastic keeps it on average"
+    )
+
+
+def rounding_options(function: F) -> F:
+    """Add --keep-float32, --rounding and --rounding-seed."""
+    options = (
+        click.option(
+            "--rounding-seed", type=int, help="Of what stochastic rounding draws. [default: 0]"
+        ),
+        click.option(
+            "--rounding",
+            type=click.Choice(["nearest", "stochastic"]),
+            default="nearest",
+            show_default=True,
+            help="Stochastic: up or down, right on average; small updates survive.",
+        ),
+        click.option(
+            "--keep-float32",
+            "float32",
+            multiple=True,
+            help="Store tensors matching this pattern in float32; may be repeated.",
+        ),
+    )
+    for option in options:
+        function = option(function)
+    return function
+
+
+def output_options(
+    dtype_help: str | None, shards: bool = True, rounds: bool = True
+) -> Callable[[F], F]:
     """Add -o, --dtype, --out-shard-size, --replace and the engine's; pass them as ``output``.
 
-    Without a help text there is no --dtype; without ``shards`` no --out-shard-size.
+    Without a help text there is no --dtype and nothing of rounding; without ``shards`` no
+    --out-shard-size, and without ``rounds`` only --dtype. What has both has --resume, too.
     """
     shard_size = click.option(
         "--out-shard-size",
@@ -141,6 +212,7 @@ def output_options(dtype_help: str | None, shards: bool = True) -> Callable[[F],
         @click.option("-o", "--out", required=True, help="Where to write.")
         @(shard_size if shards else _unchanged)
         @click.option("--replace", is_flag=True, help="Replace what stands at --out, whole.")
+        @(resume_option if shards and dtype_help else _unchanged)
         @click.option("-v", "--verbose", is_flag=True, help="Say what was done with every tensor.")
         @engine_options
         @functools.wraps(function)
@@ -151,15 +223,32 @@ def output_options(dtype_help: str | None, shards: bool = True) -> Callable[[F],
             engine: Engine,
             quiet: bool,
             verbose: bool,
+            resume: bool = False,
             out_shard_size: int = 0,
             dtype: str | None = None,
+            float32: tuple[str, ...] = (),
+            rounding: Rounding = "nearest",
+            rounding_seed: int | None = None,
             **kwargs: Any,
         ) -> Any:
-            output = Output(out, dtype, out_shard_size, replace, engine, quiet, verbose)
+            output = Output(
+                out,
+                dtype,
+                out_shard_size,
+                replace,
+                again(engine, resume=resume),
+                quiet,
+                verbose,
+                float32,
+                rounding,
+                rounding_seed,
+            )
             return function(*args, output=output, **kwargs)
 
         if dtype_help is None:
             return cast(F, wrapped)
+        if rounds:
+            wrapped = rounding_options(wrapped)
         return cast(F, click.option("--dtype", help=dtype_help)(wrapped))
 
     return decorate
@@ -169,6 +258,9 @@ def _unchanged(function: F) -> F:
     return function
 
 
+resume_option = click.option(
+    "--resume", is_flag=True, help="Go on from what the same command, killed or stopped, finished."
+)
 model_output = output_options(
     "Of the float tensors: float32, float16, bfloat16. [default: as in the base]"
 )
@@ -191,96 +283,9 @@ tasks_option = click.option(
     "specs",
     multiple=True,
     required=True,
-    help="SUITE:FOLDER, hf:MODEL_FOLDER:DATA, or package.module:attribute; may be repeated.",
+    help="SUITE:FOLDER, hf:MODEL_FOLDER:DATA, lm_eval:MODEL_FOLDER:TASK, or "
+    "package.module:attribute; may be repeated.",
 )
-
-
-def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; numbers and true/false are what they look.
-
-    Raises:
-        UsageError: a text is no such pair, or a name is given twice.
-    """
-    from taskbasis.errors import UsageError
-    from taskbasis.methods.registry import plain
-
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise UsageError(f"--set {text!r}: write NAME=VALUE")
-        key = name.replace("-", "_")
-        if key in found:
-            raise UsageError(f"--set gives {name!r} twice")
-        try:
-            found[key] = plain(value)
-        except UsageError as error:
-            raise UsageError(f"--set {text!r}: {error}") from None
-    return found
-
-
-def parse_weights(texts: Sequence[str], names: Sequence[str]) -> list[float]:
-    """The vectors' weights in the order of their names; none where none are given.
-
-    Raises:
-        UsageError: a text is no number, a name is unknown or given twice, or numbers without
-            names are not as many as vectors.
-    """
-    from taskbasis.errors import UsageError, nearest
-
-    found: dict[str, float] = {}
-    parts = [part for text in texts for part in _named_parts(text, names)]
-    for position, part in enumerate(parts):
-        name, equals, number = part.rpartition("=")
-        if not equals:
-            if len(parts) != len(names):
-                raise UsageError(
-                    f"--weights: {len(names)} vectors ({', '.join(names)}) need a number each; or "
-                    "give some as NAME=NUMBER"
-                )
-            name = names[position]
-        if name not in names:
-            raise UsageError(f"--weights: there is no vector {name!r}; {nearest(name, names)}")
-        if name in found:
-            raise UsageError(f"--weights gives {name!r} twice")
-        try:
-            found[name] = float(number)
-        except ValueError:
-            raise UsageError(f"--weights: {number!r} is no number") from None
-    return [found.get(name, 1.0) for name in names] if found else []
-
-
-def _named_parts(text: str, names: Sequence[str]) -> list[str]:
-    """A text at its commas, unless it is one NAME=NUMBER whose name has commas itself."""
-    return [text] if text.rpartition("=")[0] in names else text.split(",")
-
-
-def match_by_name(texts: Sequence[str], names: Sequence[str], what: str) -> list[str]:
-    """Files in the order of the names: given in that order, or each as NAME=FILE.
-
-    Raises:
-        UsageError: a name is unknown or given twice, or there is not one file for each.
-    """
-    from taskbasis.errors import UsageError, nearest
-
-    named: dict[str, str] = {}
-    for text in texts:
-        name, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
-            continue
-        if name not in names:
-            raise UsageError(
-                f"{what} {text!r}: there is no vector {name!r}; {nearest(name, names)}"
-            )
-        if name in named:
-            raise UsageError(f"{what} of {name!r} are given twice")
-        named[name] = path
-    if named and len(named) < len(texts):
-        raise UsageError(f"{what}: name all files as NAME=FILE, or none")
-    found = [named[name] for name in names if name in named] if named else list(texts)
-    if found and len(found) != len(names):
-        raise UsageError(f"{what}: {len(names)} vectors ({', '.join(names)}) need one file each")
-    return found
 
 
 def apply_masks(path: str | None, vectors: dict[str, TaskVector]) -> dict[str, TaskVector]:
@@ -333,14 +338,8 @@ def print_kept(names: Sequence[str], kept: Kept) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def warn(text: str) -> None:
@@ -356,15 +355,17 @@ def print_table(
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(visible(title)), title_justify="left")
     for number, column in enumerate(columns):
         words = number == 0 or number in left
         table.add_column(
-            column, justify="left" if words else "right", no_wrap=not left or not words
+            escape(visible(column)),
+            justify="left" if words else "right",
+            no_wrap=not left or not words,
         )
     for row in rows:
-        table.add_row(*map(escape, row))  # brackets are no markup
-    console = Console()
+        table.add_row(*(escape(visible(cell)) for cell in row))  # brackets are no markup
+    console = Console(file=raw(sys.stdout))
     if not console.is_terminal:
-        console = Console(width=200)
+        console = Console(file=raw(sys.stdout), width=200)
     console.print(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ def push(folder: str, repo_id: str, private: bool, revision: str | None, dry_run
     """Send FOLDER to the repository REPO_ID of the Hugging Face hub, as owner/name.
 
     The repository is made where it does not exist. Files of the same names are replaced there,
-    others stay. Log in first, with `hf auth login`.
+    others stay. Hidden files are not sent, and links that lead out of FOLDER are refused. Log in
+    first, with `hf auth login`.
     """
-    from taskbasis.io.upload import files_to_send, repo_to_send_to, upload
+    from taskbasis.io.upload import files_to_send, hidden_files, repo_to_send_to, upload
 
     repo = repo_to_send_to(repo_id)
     files = files_to_send(folder)
@@ -39,6 +39,8 @@ def push(folder: str, repo_id: str, private: bool, revision: str | None, dry_run
         return
     for name, size in files.items():
         click.echo(f"{bytes_text(size):>10}  {name}")
+    for name in hidden_files(folder):
+        click.echo(f"{'not sent':>10}  {name} (hidden)")
     where = f"{repo}@{revision}" if revision else repo
     total = f"{len(files)} file{'s' * (len(files) > 1)}, {bytes_text(sum(files.values()))}"
     click.echo(f"{total}, would be sent to {where}{' (private)' if private else ''}")
@@ -57,11 +59,13 @@ def _check_opens(folder: str) -> None:
 
 def _own_paths(folder: Path) -> Iterator[str]:
     """Absolute paths that the recipe in a folder names."""
+    from taskbasis.errors import FileError
+    from taskbasis.io.regular import read_json
     from taskbasis.sidefiles import RECIPE_FILE
 
     try:
-        recipe = json.loads((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        recipe = read_json(folder / RECIPE_FILE)
+    except FileError:
         return  # none, or not one of ours
     yield from (text for text in _texts(recipe) if text.startswith("/"))
 

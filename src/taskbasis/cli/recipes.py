@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
+from dataclasses import replace as again
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from taskbasis.cli.options import Output, Size, engine_options, print_table, warn
+from taskbasis.cli.options import (
+    Output,
+    Size,
+    engine_options,
+    print_table,
+    resume_option,
+    rounding_options,
+    warn,
+)
 from taskbasis.units import bytes_text
 
 if TYPE_CHECKING:
     from taskbasis.engine import Engine
-    from taskbasis.following import Prepared
+    from taskbasis.io.storing import Rounding
+    from taskbasis.preparing import Prepared
+    from taskbasis.recipes import RecipeFile
 
 RECIPES = (".yml", ".yaml")
 
@@ -30,6 +40,9 @@ IDLE = {
     "--safe-serialization/--no-safe-serialization": "safetensors are what is written",
     "--trust-remote-code/--no-trust-remote-code": "no code of a model is run",
     "--allow-crimes/--no-allow-crimes": "tensors are matched by name and shape alone",
+    "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings": (
+        "rows of embeddings are never cut off; tokenizer_source: union or base aligns them by token"
+    ),
     "--copy-tokenizer/--no-copy-tokenizer": "the tokenizer of the base model is always copied",
 }
 """Flags of mergekit-yaml that change nothing here, and why."""
@@ -51,7 +64,6 @@ IDLE_VALUES = {
     "--write-threads": "--num-threads is for all of the work",
     "--transformers-cache": "models of the hub are in its own cache, see HF_HUB_CACHE",
     "--lora-merge-cache": "adapters are merged while they are read",
-    "--lora-merge-dtype": "adapters are merged in float32",
 }
 """The same of flags with a value."""
 
@@ -71,10 +83,24 @@ def _idle_options(function: Any) -> Any:
 @click.argument("recipe")
 @click.argument("out")
 @click.option("--random-seed", type=int, default=0, show_default=True, help="Of random methods.")
-@click.option("--out-shard-size", type=Size(), default="5GB", show_default=True)
+@click.option(
+    "--out-shard-size",
+    type=Size(),
+    default="5GB",
+    show_default=True,
+    help="Largest weights file. 5B means 5 billion bytes, which is what mergekit does, too.",
+)
+@click.option(
+    "--lora-merge-dtype",
+    "lora_dtype",
+    help="What models with adapters on them are rounded to before they are merged. "
+    "[default: not rounded, as no update of a 16-bit model survives it whole]",
+)
 @click.option("--write-model-card/--no-write-model-card", default=True, help="README.md.")
 @click.option("--replace", is_flag=True, help="Replace what stands at OUT, whole.")
+@resume_option
 @click.option("-v", "--verbose", is_flag=True, help="Say what was done with every tensor.")
+@rounding_options
 @click.option("--num-threads", type=click.IntRange(1), help="As --workers.")
 @_idle_options
 @engine_options
@@ -83,9 +109,14 @@ def merge_recipe(
     out: str,
     random_seed: int,
     out_shard_size: int,
+    lora_dtype: str | None,
     write_model_card: bool,
     replace: bool,
+    resume: bool,
     verbose: bool,
+    float32: tuple[str, ...],
+    rounding: Rounding,
+    rounding_seed: int | None,
     num_threads: int | None,
     engine: Engine,
     quiet: bool,
@@ -93,7 +124,8 @@ def merge_recipe(
 ) -> None:
     """Follow RECIPE, a mergekit YAML file, and write the model to OUT."""
     from taskbasis.chains import follow_all
-    from taskbasis.engine import Engine
+    from taskbasis.io.hidden import HiddenFolder
+    from taskbasis.io.journal import run_key
     from taskbasis.io.writer import check_destination
 
     for name, given in idle.items():
@@ -103,63 +135,60 @@ def merge_recipe(
             for flags, why in (*IDLE.items(), *IDLE_VALUES.items())
             if flags.startswith(f"--{flag}")
         )
-        if given is not None:
+        if given is not None and not quiet:
             warn(f"--{flag} changes nothing: {why}")
-    if num_threads is not None:
-        engine = Engine(num_threads, engine.memory, engine.progress)
-    known = _read(recipe)
+    engine = again(engine, workers=num_threads or engine.workers, resume=resume)
+    how = (float32, rounding, rounding_seed)
+    output = Output(out, None, out_shard_size, replace, engine, quiet, verbose, *how)
+    storing = output.storing
+    known = _read(recipe, quiet)
     check_destination(Path(out), replace, [Path(recipe)])
-    scratch = Path(tempfile.mkdtemp(prefix=f".{Path(out).name}.", dir=Path(out).parent))
-    try:
+    with HiddenFolder(Path(out), "parts") as parts:
+        parts.take(run_key([random_seed, lora_dtype], [Path(recipe)], None, resume), resume)
+        parts.keep = resume
         saved = follow_all(
             known,
             out,
-            scratch,
+            parts.path,
             random_seed,
+            lora_dtype=lora_dtype,
             tell=lambda note: None if quiet else warn(note),
             card=write_model_card,
             shard_size=out_shard_size,
             replace_used=replace,
             engine=engine,
+            storing=storing,
         )
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    Output(out, None, out_shard_size, replace, engine, quiet, verbose).report(saved)
+        parts.keep = False
+    output.report(saved)
+    output.say_float32()
 
 
-def _read(path: str) -> Any:
+def _read(path: str, quiet: bool = False) -> RecipeFile:
     """The recipe; what has no effect in it is said."""
     from taskbasis.recipes import read_recipe
 
     found = read_recipe(path)
-    for note in found.notes:
+    for note in () if quiet else found.notes:
         warn(f"{path}: {note}")
     return found
 
 
-def _prepared(path: str) -> list[tuple[str, Prepared]]:
-    """Every merge of a file that starts from models that are there."""
-    from taskbasis.following import prepare
+def _prepared(path: str, lora_dtype: str | None = None) -> list[tuple[str, Prepared]]:
+    """Every merge of a file, in order, none of which is made; what is worth a sentence is said."""
+    from taskbasis.chains import look_ahead
 
-    found, recipe = [], _read(path)
-    for document in recipe.in_order():
-        if recipe.needs(document):
-            warn(
-                f"{document.name or 'the last merge'} starts from {recipe.needs(document)[0]}, "
-                "which has to be made first"
-            )
-            continue
-        prepared = prepare(document)
-        for note in prepared.notes:
-            warn(note)
-        found.append((document.name or path, prepared))
-    return found
+    found = look_ahead(_read(path), lora_dtype=lora_dtype)
+    for note in dict.fromkeys(note for prepared in found.values() for note in prepared.notes):
+        warn(note)
+    return [(name or path, prepared) for name, prepared in found.items()]
 
 
 @click.command()
 @click.argument("recipe")
 def check(recipe: str) -> None:
-    """Check RECIPE, a mergekit YAML file, against the headers of its models; nothing is read."""
+    """Check RECIPE, a mergekit YAML file, against the headers of its models: all merges of it, and
+    all that is wrong at once."""
     from taskbasis.following import account
 
     for name, prepared in _prepared(recipe):
@@ -180,6 +209,7 @@ def plan(recipe: str) -> None:
     """Tell what following RECIPE takes: every step, bytes, passes, memory and disk."""
     from taskbasis.following import cost
 
+    needed = 0
     for name, prepared in _prepared(recipe):
         rows = []
         for step, tensors in prepared.translation.grouped().items():
@@ -203,3 +233,8 @@ def plan(recipe: str) -> None:
             f"pass{'es' * (takes.passes != 1)}, writes {bytes_text(takes.written)}, holds "
             f"{bytes_text(takes.memory)} per worker"
         )
+        needed += takes.written
+    free = shutil.disk_usage(Path.cwd()).free
+    click.echo(f"disk: takes {bytes_text(needed)}, and here {bytes_text(free)} are free")
+    if needed > free:
+        warn("that does not fit here; write it to another disk")

@@ -7,13 +7,12 @@ import click
 from taskbasis.cli.options import (
     Output,
     exclude_option,
-    match_by_name,
     output_options,
-    parse_settings,
     print_kept,
     scores_option,
     settings_option,
 )
+from taskbasis.cli.parsing import match_by_name, parse_settings
 
 
 @click.command()

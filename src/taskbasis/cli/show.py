@@ -81,9 +81,11 @@ def _show_adapter(adapter: Adapter, tensors: bool) -> None:
     of = f" of {adapter.base_name}" if adapter.base_name else ""
     low, high = min(ranks.values(), default=0), max(ranks.values(), default=0)
     span = f"rank {low}" if low == high else f"ranks {low} to {high}"
-    click.echo(f"{adapter.path}: a LoRA adapter{of}: {len(ranks)} tensors, {span}")
+    whole = f", and {len(adapter.copies)} whole beside them" if adapter.copies else ""
+    click.echo(f"{adapter.path}: a LoRA adapter{of}: {len(ranks)} tensors, {span}{whole}")
     if tensors:
         rows = [[n, str(list(adapter.infos[n].shape)), str(rank)] for n, rank in ranks.items()]
+        rows += [[n, str(list(i.shape)), "whole"] for n, i in adapter.copies.items()]
         print_table("", ["tensor", "shape", "rank"], rows)
 
 

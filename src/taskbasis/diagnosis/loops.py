@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis.compiling import jit
 from taskbasis.io.dtypes import DType
-from taskbasis.kernels import jit
 
 SUMS = 11
 """Numbers that :func:`follow` adds to."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from taskbasis.basis.disentangling import disentangle
 from taskbasis.binding import check_bindings
+from taskbasis.blas import one_thread
 from taskbasis.diagnosis.origin import origins
 from taskbasis.diagnosis.parts import conflicts, cosines, part
 from taskbasis.diagnosis.ranks import ranks as effective_ranks
@@ -29,6 +30,7 @@ MATRICES = 8
 """How many matrices effective ranks are found of, unless said otherwise."""
 
 
+@one_thread()
 def diagnose(
     vectors: Mapping[str, TaskVector] | Sequence[TaskVector],
     base: Checkpoint | None = None,
@@ -161,7 +163,8 @@ def _rounding(
     target: float,
 ) -> Rounding | None:
     dtypes = {m.name: asked or m.base.dtype for m in plan.merges if m.base is not None}
-    return rounding(sums, dtypes, layers, asked, scale, target) if sums else None
+    others = [info.name for info in plan.copies if info.dtype.mergeable]
+    return rounding(sums, dtypes, layers, others, asked, scale, target) if sums else None
 
 
 def shared(gram: Matrix) -> Shared:

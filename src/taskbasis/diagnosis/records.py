@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from taskbasis import notebook
 from taskbasis.diagnosis.origin import Origin
 from taskbasis.diagnosis.parts import Part
 from taskbasis.diagnosis.ranks import Rank
@@ -85,9 +86,21 @@ class Diagnosis:
             found["strangers"] = origin.strangers
         for found, rank in zip(content["ranks"], self.ranks, strict=True):
             found["full"] = rank.full
+        if self.rounding is not None:
+            content["rounding"]["advice"] = self.rounding.advice
         plain = _lists(content)
         assert isinstance(plain, dict)
         return plain
+
+    def _repr_html_(self) -> str:
+        columns = [("norm", self.whole.norms), ("relative to the base", self.whole.relative)]
+        known = [(name, values) for name, values in columns if values is not None]
+        rows = zip(self.names, *(values for _, values in known), strict=True)
+        vectors = notebook.table("vectors", ["vector", *(name for name, _ in known)], rows)
+        pairs = zip(self.names, self.pairs.cosines, strict=True)
+        cosines = notebook.table("cosines", ["", *self.names], [[n, *row] for n, row in pairs])
+        found = self.sentences or ("nothing looks wrong",)
+        return notebook.together(notebook.listed("diagnosis", found), vectors, cosines)
 
 
 def _lists(value: Any) -> Any:

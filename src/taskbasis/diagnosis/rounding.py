@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 
 from taskbasis.diagnosis.sums import Matrix, Sums
-from taskbasis.io.dtypes import F32, DType
+from taskbasis.io.dtypes import F32, DType, floating
+from taskbasis.io.storing import Storing
+
+AS_IN_THE_BASE = "as in the base"
+
+EVERY = ("*",)
+"""The patterns that match whatever there is."""
 
 TARGET = 0.05
 """The share of the update's norm that may be lost before float32 is advised."""
@@ -23,8 +31,8 @@ class Survival:
         dtype: what is stored; of several tensors, what most entries are stored in.
         changed: how many entries d changes.
         norm: ``||d||``.
-        lost: ``||e|| / ||d||``, as the report of a saved model has it. It includes what rounding
-            takes of a base that was stored finer, so it may pass 1.
+        lost: ``||e|| / ||d||``. It includes what rounding takes of a base that was stored finer,
+            so it may pass 1; the report of a saved model counts that of other tensors, too.
         base: what rounding takes of the base alone, over ``||d||``: 0 where it is stored as it
             was.
         kept: ``1 + <e, d> / ||d||^2``, how much of the step along d is made; 1 is all of it.
@@ -62,6 +70,7 @@ class Rounding:
         target: the share of the norm that may be lost.
         in_float32: the fewest tensors that must be stored in float32 for less to be lost, by
             what that saves; all that help where even they do not reach the target.
+        keep: patterns that match those tensors and no other of the base, for ``--keep-float32``.
         then: the share that is lost then.
         more_bytes: how much larger the model is then.
     """
@@ -73,8 +82,30 @@ class Rounding:
     tensors: tuple[Survival, ...]
     target: float
     in_float32: tuple[str, ...]
+    keep: tuple[str, ...]
     then: float
     more_bytes: int
+
+    @property
+    def advice(self) -> dict[str, list[str]]:
+        """The options to write the merged model with: some tensors in float32, or stochastic."""
+        if self.safe:
+            return {}
+        dtype = floating(self.dtype) if self.dtype != AS_IN_THE_BASE else None
+        found = {"stochastic": Storing(dtype, seed=0).options}
+        if self.in_float32:
+            found["float32"] = (Storing(F32) if self.all else Storing(dtype, self.keep)).options
+        return found
+
+    @property
+    def all(self) -> bool:
+        """Whether every tensor of the base, changed or not, must be stored in float32."""
+        return self.keep == EVERY
+
+    @property
+    def safe(self) -> bool:
+        """Whether no more than the target is lost as it is."""
+        return self.whole.lost <= self.target
 
     @property
     def enough(self) -> bool:
@@ -86,6 +117,7 @@ def rounding(
     sums: Mapping[str, Sums],
     dtypes: Mapping[str, DType],
     layers: Mapping[str, Sequence[str]],
+    others: Sequence[str],
     asked: DType | None,
     scale: float,
     target: float,
@@ -95,6 +127,7 @@ def rounding(
     Args:
         dtypes: what every tensor is stored in.
         layers: their tensors.
+        others: the base's other tensors of floats, which stay as they are.
         asked: the dtype of all, if one was asked for.
     """
 
@@ -108,13 +141,14 @@ def rounding(
 
     chosen, then = fewest({t: s.rounding for t, s in sums.items()}, target)
     return Rounding(
-        asked.name if asked is not None else "as in the base",
+        asked.name if asked is not None else AS_IN_THE_BASE,
         scale,
         survival("model", list(sums)),
         tuple(survival(layer, tensors) for layer, tensors in layers.items()),
         tuple(survival(tensor, [tensor]) for tensor in sums),
         target,
         chosen,
+        patterns(chosen, [*sums, *others]),
         then,
         sum((F32.itemsize - dtypes[t].itemsize) * sums[t].entries for t in chosen),
     )
@@ -172,3 +206,24 @@ def fewest(sums: Mapping[str, Matrix], target: float) -> tuple[tuple[str, ...], 
         errors[name] = float(sums[name][6])
         chosen.append(name)
     return tuple(chosen), float(np.sqrt(sum(errors.values()) / square))
+
+
+def patterns(chosen: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Few patterns that match the chosen names and no other: numbers become ``*`` where they can.
+
+    All of the names are one pattern, :data:`EVERY`.
+
+    >>> patterns(["layers.0.w", "layers.1.w", "norm"], ["layers.0.w", "layers.1.w", "norm", "b"])
+    ('layers.*.w', 'norm')
+    """
+    wanted, found = set(chosen), list[str]()
+    if wanted and wanted.issuperset(known):
+        return EVERY
+    for name in chosen:
+        if any(fnmatchcase(name, pattern) for pattern in found):
+            continue
+        exact = re.sub(r"([*?\[])", r"[\1]", name)
+        wide = re.sub(r"\d+", "*", exact)
+        alike = {other for other in known if fnmatchcase(other, wide)}
+        found.append(wide if len(alike) > 1 and alike <= wanted else exact)
+    return tuple(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from itertools import combinations
 from statistics import median
@@ -30,6 +31,9 @@ HALF = 0.5
 """A share that rounding takes of one layer's update which is worth a word of its own."""
 
 _SOME = 4
+
+_MANY = 10
+"""Options that are printed."""
 
 
 def sentences(found: Diagnosis) -> tuple[str, ...]:
@@ -91,15 +95,16 @@ def _rounding(found: Diagnosis) -> Iterator[str]:
         count = sum(tensor.overflow for tensor in large)
         yield (
             f"{count} entries are too large for {large[0].dtype}, in "
-            f"{_some(tuple(tensor.name for tensor in large))}; store them in float32 or bfloat16"
+            f"{_some(tuple(tensor.name for tensor in large))}; store them in float32 or bfloat16, "
+            "with --keep-float32 PATTERN or --dtype bfloat16"
         )
-    if of.whole.lost <= of.target:
+    if of.safe:
         lost = sorted((la for la in of.layers if la.lost > HALF), key=lambda la: -la.lost)
         if lost:
             yield (
                 f"rounding to {_dtype(of)} takes {lost[0].lost:.0%} of the update's norm in "
                 f"{_some(tuple(layer.name for layer in lost))}, a small part of the whole; store "
-                "it in float32 if it matters"
+                "it in float32 if it matters, with --keep-float32 PATTERN"
             )
         return
     alone = f" (of the base alone as much as {of.whole.base:.1%})" if of.whole.base > 0 else ""
@@ -112,7 +117,7 @@ def _rounding(found: Diagnosis) -> Iterator[str]:
     yield (
         f"stochastic rounding would make {of.whole.drawn_kept:.1%} of the step (on average all of "
         f"it), with noise of {of.whole.drawn:.1%} of the update's norm (expected "
-        f"{of.whole.stochastic:.1%})"
+        f"{of.whole.stochastic:.1%}): write the model with {_typed(of.advice['stochastic'])}"
     )
 
 
@@ -130,12 +135,21 @@ def _float32(of: Rounding) -> str:
     if not of.enough:
         return (
             f"in float32 {of.then:.1%} would still be lost, above the "
-            f"{100 * of.target:.3g}% aimed at; it takes {more}"
+            f"{100 * of.target:.3g}% aimed at; it takes {more}, with {_typed(of.advice['float32'])}"
         )
-    few = len(of.in_float32) < len(of.tensors)
-    what = _some(of.in_float32) if few else "all tensors"
-    number = "" if len(of.in_float32) <= _SOME or not few else f" ({len(of.in_float32)} tensors)"
-    return f"stored in float32, {what}{number} would bring that to {of.then:.1%}, for {more}"
+    what = "all tensors" if of.all else _some(of.in_float32)
+    number = "" if len(of.in_float32) <= _SOME or of.all else f" ({len(of.in_float32)} tensors)"
+    words = of.advice["float32"]
+    return (
+        f"stored in float32, {what}{number} would bring that to {of.then:.1%}, for {more}: write "
+        f"the model with {_typed(words)}"
+    )
+
+
+def _typed(words: list[str]) -> str:
+    """Options as they are typed; many patterns are left to --json."""
+    short = words[: 2 * _MANY]
+    return shlex.join(short) + (" ... (all of them with --json)" if len(words) > len(short) else "")
 
 
 def _pairs(found: Diagnosis) -> Iterator[str]:

@@ -31,6 +31,7 @@ from taskbasis.evaluate.search import (
     search_negation,
 )
 from taskbasis.evaluate.task import Model, Split, Task, evaluate, pick_tasks
+from taskbasis.evaluate.tuning import TRIALS, Trial, Tuned, report_tuned, tune_addition
 from taskbasis.evaluate.yardstick import Yardstick, measure, reference_rows
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "DENSITIES",
     "GRID",
     "SCALES",
+    "TRIALS",
     "Choice",
     "Collection",
     "Effort",
@@ -47,6 +49,8 @@ __all__ = [
     "Point",
     "Split",
     "Task",
+    "Trial",
+    "Tuned",
     "Yardstick",
     "draw_subsets",
     "evaluate",
@@ -63,7 +67,9 @@ __all__ = [
     "reference_rows",
     "report_choice",
     "report_forgetting",
+    "report_tuned",
     "search_addition",
     "search_forgetting",
     "search_negation",
+    "tune_addition",
 ]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from taskbasis import notebook
 from taskbasis.errors import UsageError, ValueProblem, nearest
 from taskbasis.evaluate.task import Model, Task, evaluate
 
@@ -66,6 +67,15 @@ class ForgetChoice:
     target: str
     kept: Mapping[str, float]
     keep: float
+
+    def _repr_html_(self) -> str:
+        title = f"forgetting {self.target}: density {self.density:g}, scale {self.scale:g}"
+        rows = [
+            [p.density, p.scale, p.target, *p.controls.values(), "yes" if p.feasible else "no"]
+            for p in self.points
+        ]
+        header = ["density", "scale", self.target, *self.kept, "feasible"]
+        return notebook.table(f"{title}, chosen on validation", header, rows)
 
     @property
     def chosen(self) -> ForgetPoint:

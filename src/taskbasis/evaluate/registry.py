@@ -3,6 +3,7 @@
     digits:FOLDER               the tasks of a folder made by taskbasis.suites.digits.prepare
     digits-control:FOLDER       its control task, for negation
     hf:MODEL_FOLDER:DATA        any model of that architecture, under the folder's own head
+    lm_eval:MODEL_FOLDER:TASK   likewise, a task of lm-evaluation-harness
     package.module:attribute    a list of Task, or a callable without arguments that returns one
 
 **The last form imports the module, which runs its code**: name only modules you trust. Suites
@@ -25,6 +26,7 @@ SUITES: Mapping[str, str] = {
     "hf": "taskbasis.learn.task:open_tasks",
     "images": "taskbasis.suites.images:open_tasks",
     "images-control": "taskbasis.suites.images:open_control",
+    "lm_eval": "taskbasis.learn.harness:open_tasks",
     "text": "taskbasis.suites.text:open_tasks",
     "text-control": "taskbasis.suites.text:open_control",
 }

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from taskbasis import notebook
 from taskbasis.errors import UsageError, ValueProblem, nearest
 from taskbasis.evaluate.task import Model, Task, evaluate
 
@@ -59,6 +60,10 @@ class Choice:
     score: float
     points: tuple[Point, ...]
 
+    def _repr_html_(self) -> str:
+        title = f"scale {self.scale:g}, chosen on validation (objective {self.score:.4f})"
+        return notebook.table(title, *_curve(self.points))
+
 
 def search_addition(
     build: Build,
@@ -85,11 +90,11 @@ def search_addition(
     >>> search_addition(lambda s: {"scale": np.float64(s)}, [task], {"t": 1.0}).scale
     0.3
     """
-    checked = _check_grid(grid)
+    checked = check_grid(grid)
     if not tasks:
         raise UsageError("a search needs at least one task")
     for task in tasks:
-        _individual(task.name, individual)
+        check_individual(task.name, individual)
     points = []
     for scale in checked:
         scores = evaluate(build(scale), tasks, "validation")
@@ -131,7 +136,7 @@ def search_negation(
     >>> search_negation(lambda s: {"s": np.float64(s)}, target, control, 1.0).scale
     0.2
     """
-    checked = _check_grid(grid)
+    checked = check_grid(grid)
     if not 0 <= keep <= 1:
         raise UsageError(f"keep is {keep}; it is a share, from 0 to 1")
     if not math.isfinite(control_base):
@@ -144,6 +149,16 @@ def search_negation(
     allowed = [point for point in points if point.feasible]
     best = min(allowed, key=lambda point: point.objective)  # the first of equals
     return Choice(best.scale, best.objective, tuple(points))
+
+
+def _curve(points: Sequence[Point]) -> tuple[list[str], list[list[object]]]:
+    """The points of a search as a table: a column for every task."""
+    names = list(points[0].scores) if points else []
+    rows: list[list[object]] = [
+        [p.scale, p.objective, "yes" if p.feasible else "no", *(p.scores[name] for name in names)]
+        for p in points
+    ]
+    return ["scale", "objective", "feasible", *names], rows
 
 
 def report_choice(choice: Choice, build: Build, tasks: Sequence[Task]) -> dict[str, float]:
@@ -173,11 +188,12 @@ def normalised(scores: Mapping[str, float], individual: Mapping[str, float]) -> 
     """
     if not scores:
         raise UsageError("a mean over no tasks has no meaning")
-    ratios = [score / _individual(name, individual) for name, score in scores.items()]
+    ratios = [score / check_individual(name, individual) for name, score in scores.items()]
     return math.fsum(ratios) / len(ratios)
 
 
-def _individual(name: str, individual: Mapping[str, float]) -> float:
+def check_individual(name: str, individual: Mapping[str, float]) -> float:
+    """What the task's own fine-tuned model scores, which must be there and above 0."""
     if name not in individual:
         hint = nearest(name, individual)
         raise UsageError(f"task {name!r} has no accuracy of its own fine-tuned model; {hint}")
@@ -190,7 +206,8 @@ def _individual(name: str, individual: Mapping[str, float]) -> float:
     return value
 
 
-def _check_grid(grid: Sequence[float]) -> tuple[float, ...]:
+def check_grid(grid: Sequence[float]) -> tuple[float, ...]:
+    """The scales to try; they must be finite, and each be there once (UsageError)."""
     scales = tuple(float(scale) for scale in grid)
     if not scales or not all(math.isfinite(scale) for scale in scales):
         raise UsageError(f"the grid {list(grid)} needs one finite scale or more")

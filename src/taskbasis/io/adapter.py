@@ -42,9 +42,8 @@ class Adapter:
         base_name: the base that its config names; empty where it names none. It is a name only:
             an adapter does not record what its base held.
         files: the config and the file of factors.
-        copies: whole tensors that stand beside the factors, by the base's names. PEFT stores the
-            embeddings when they are adapted; a copy that equals the base's says nothing new, and
-            any other is not part of a LoRA update.
+        copies: whole tensors that stand beside the factors, by the base's names: modules_to_save,
+            biases, embeddings. One that equals the base's says nothing new; any other replaces it.
     """
 
     path: Path
@@ -72,8 +71,8 @@ def open_adapter(path: str | Path) -> Adapter:
     what ``fan_in_fan_out`` says; PEFT itself goes by the module's class, which no file records.
 
     Raises:
-        FileError: no adapter is there, or it is more than factors: DoRA, trained biases or tokens,
-            whole modules, and so on; the message says which.
+        FileError: no adapter is there, or it is more than factors and whole tensors: DoRA, trained
+            rows of tokens, and so on; the message says which.
         HeaderError: config and tensors contradict each other, in a sentence naming the tensor.
     """
     path = Path(path)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import reprlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from taskbasis.errors import FileError, HeaderError
+from taskbasis.io.regular import read_json
 
 CONFIG = "adapter_config.json"
 
@@ -33,7 +34,6 @@ _NOT_LINEAR = {
     "megatron_config": "it may hold one part of a sharded layer",
     "target_parameters": "it adapts parameters of experts, not modules",
     "trainable_token_indices": "rows of the embeddings were trained in full",
-    "modules_to_save": "other modules were trained in full",
     "lora_bias": "biases were trained as well",
 }
 """Settings that change what the factors mean or add tensors to them, and why that is refused."""
@@ -44,7 +44,7 @@ _IRRELEVANT = {
     *("rank_pattern", "alpha_pattern", "init_lora_weights", "lora_dropout", "target_modules"),
     *("exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core"),
     *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
-    *("runtime_config", "ensure_weight_tying"),
+    *("runtime_config", "ensure_weight_tying", "modules_to_save"),
 }
 """Settings that are read here, or that say nothing of the weights once those are trained."""
 
@@ -53,6 +53,7 @@ _BASE_KEPT = {"gaussian", "eva", "orthogonal", "mica"}
 
 _REPEATED_GROUP = re.compile(r"\)[*+{]")
 _REPEAT, _CHOICE = re.compile(r"[*+{]"), re.compile(r"[?(]")
+_LARGEST_RANK = 2**31
 _MOST_REPEATS, _MOST_CHOICES, _LONGEST_MODULE = 3, 8, 256
 """Bounds on patterns and on what they are matched with: matching may not take for ever."""
 
@@ -127,7 +128,7 @@ def read_config(path: Path) -> LoraConfig:
     """Read an adapter_config.json.
 
     Raises:
-        FileError: it cannot be read, or the adapter is more than factors of matrices.
+        FileError: it cannot be read, or the adapter is more than factors and whole tensors.
         HeaderError: it is damaged, or leaves open how large the update is.
     """
     content = _parse(path)
@@ -135,10 +136,6 @@ def read_config(path: Path) -> LoraConfig:
     if kind != "LORA":
         raise FileError(f"{path}: is of type {_short(kind)}; only LORA is read; {MERGE_IT}")
     _refuse(path, content)
-    if content.get("bias", "none") != "none":
-        raise FileError(
-            f"{path}: bias is {_short(content['bias'])}; biases were trained, too; {MERGE_IT}"
-        )
     base = content.get("base_model_name_or_path") or ""
     if not isinstance(base, str):
         raise HeaderError(f"{path}: base_model_name_or_path is {_short(base)}, not a name")
@@ -158,20 +155,7 @@ def read_config(path: Path) -> LoraConfig:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise HeaderError(f"{path}: names {_short(key)} twice")
-            found[key] = value
-        return found
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise HeaderError(f"{path}: is not valid JSON: {error}") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise HeaderError(f"{path}: is not a JSON object")
     return content
@@ -209,11 +193,12 @@ def _flag(path: Path, content: Mapping[str, Any], key: str) -> bool:
 
 
 def _rank(path: Path, key: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 1 <= cast(int, value) < _LARGEST_RANK:
         raise HeaderError(
             f"{path}: the rank {_short(key)} is {_short(value)}, not a whole number >= 1"
         )
-    return value
+    return cast(int, value)
 
 
 def _number(path: Path, key: str, value: object) -> float:
@@ -231,8 +216,10 @@ def _patterns(path: Path, content: Mapping[str, Any], key: str) -> list[tuple[st
         raise HeaderError(f"{path}: {key} is {_short(found)}, not a map from patterns to numbers")
     for pattern in found:
         try:
-            re.compile(rf"(.*\.)?({pattern})")
-        except (re.error, RecursionError, OverflowError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # what a later Python reads differently
+                re.compile(rf"(.*\.)?({pattern})")
+        except (re.error, RecursionError, OverflowError, Warning) as error:
             raise HeaderError(f"{path}: {key} {_short(pattern)} is no pattern: {error}") from None
         choices, repeats = (len(kind.findall(pattern)) for kind in (_CHOICE, _REPEAT))
         many = choices > _MOST_CHOICES or repeats > _MOST_REPEATS

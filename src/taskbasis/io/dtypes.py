@@ -7,6 +7,7 @@ equal to its NumPy type.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,18 @@ def floating(name: str) -> DType:
         choices = [dtype.name for dtype in BY_NAME.values() if dtype.mergeable]
         raise UsageError(f"{name!r} is not a float type: {nearest(plain, choices)}")
     return found
+
+
+def widest(dtypes: Sequence[DType]) -> DType:
+    """What holds all of them: bfloat16 beside float16 takes float32.
+
+    >>> widest([BF16, F16]).name, widest([F16, F16]).name, widest([F64, BF16]).name
+    ('float32', 'float16', 'float64')
+    """
+    if len(set(dtypes)) == 1:
+        return dtypes[0]
+    wide = max(dtypes, key=lambda dtype: dtype.itemsize)
+    return wide if wide.itemsize > 2 else F32
 
 
 def to_array(bits: NDArray[Any], dtype: DType) -> NDArray[Any]:

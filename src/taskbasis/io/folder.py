@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
+import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from taskbasis.errors import FileError, HeaderError
+from taskbasis.io.regular import read_json
 from taskbasis.io.safetensors import read_safetensors
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.io.torchbin import read_torch
@@ -27,14 +28,40 @@ def open_tensors(path: str | Path) -> TensorStore:
 
     Raises:
         FileError: nothing readable is there, or it is ambiguous what to read.
-        HeaderError: a header or an index contradicts the files.
+        HeaderError: a header or an index contradicts the files, or there are no tensors.
     """
     path = Path(path)
     if os.path.isdir(path):
-        return _open_folder(path)
-    if not os.path.exists(path):
+        found = _open_settled(path)
+    elif os.path.exists(path):
+        found = _reader(path)(path)
+    else:
         raise FileError(f"{path}: no such file or folder")
-    return _reader(path)(path)
+    if not found and not set(found.metadata) - {"format"}:  # a vector of nothing says what it is
+        raise HeaderError(f"{path}: holds no tensors, so nothing can be made of it")
+    return found
+
+
+def _open_settled(folder: Path) -> TensorStore:
+    """A folder's headers, all of them of one state: it may be replaced while they are read."""
+    while True:
+        before = _mark(folder)
+        try:
+            found = _open_folder(folder)
+        except FileError:
+            if _mark(folder) == before:
+                raise
+        else:
+            if _mark(folder) == before:
+                return found
+
+
+def _mark(folder: Path) -> tuple[int, ...]:
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def _reader(path: Path) -> Reader:
@@ -139,20 +166,18 @@ def _open_shard(folder: Path, index: str, name: str) -> TensorStore:
     parts = PurePosixPath(name)
     outside = parts.is_absolute() or ".." in parts.parts or "\\" in name or not parts.parts
     if outside or not name.isprintable():
-        raise HeaderError(f"{folder / index}: names the file {name!r}, outside its folder")
+        raise HeaderError(
+            f"{folder / index}: names the file {reprlib.repr(name)}, outside its folder"
+        )
     path = folder / name
     if not os.path.isfile(path):
-        raise FileError(f"{folder}: the shard {name} is missing, which {index} names")
+        shown = name if len(name) < 256 else reprlib.repr(name)
+        raise FileError(f"{folder}: the shard {shown} is missing, which {index} names")
     return _reader(path)(path)
 
 
 def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise HeaderError(f"{path}: is not valid JSON: {error}") from None
+    content = read_json(path)
     weight_map = weight_map_of(content, path)
     own = content.get("metadata")
     metadata = own if isinstance(own, dict) else {}

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis.compiling import jit
 from taskbasis.errors import HeaderError
 from taskbasis.io.dtypes import F32
 from taskbasis.io.tensors import TensorInfo
-from taskbasis.kernels import decode, jit
+from taskbasis.kernels import decode
 
 _PANEL = 1024
 """Columns that are worked on together."""

@@ -6,7 +6,6 @@ is kept. Torch files and adapters are not read this way.
 
 from __future__ import annotations
 
-import json
 import posixpath
 import re
 import struct
@@ -24,11 +23,12 @@ from taskbasis.io.folder import (
     placed,
     weight_map_of,
 )
+from taskbasis.io.header import parse_header
 from taskbasis.io.hub import brief, resolve
+from taskbasis.io.regular import JSON_LIMIT, parse_json
 from taskbasis.io.safetensors import (
     HEADER_LIMIT,
     check_layout,
-    parse_header,
     read_entry,
     read_metadata,
 )
@@ -297,13 +297,9 @@ def _open_index(system: Any, path: str, shown: Url, index: str) -> TensorStore:
 def _weight_map(system: Any, path: str, shown: Url) -> dict[str, str]:
     blob = RemoteBlob(system, path, str(shown))
     size = blob.size()
-    if size > HEADER_LIMIT:
+    if size > JSON_LIMIT:
         raise HeaderError(f"{shown}: an index of {size} bytes is none")
-    try:
-        content = json.loads(blob.read(0, size))
-    except (ValueError, RecursionError) as error:
-        raise HeaderError(f"{shown}: is not valid JSON: {error}") from None
-    return weight_map_of(content, shown)
+    return weight_map_of(parse_json(blob.read(0, size), f"{shown}:"), shown)
 
 
 def located(path: str | Path, revision: str | None = None) -> Path:

@@ -22,10 +22,13 @@ from typing import Any
 
 from taskbasis.errors import FileError, HeaderError
 from taskbasis.io.dtypes import BY_CODE, DType
+from taskbasis.io.header import parse_header
+from taskbasis.io.regular import open_regular
 from taskbasis.io.tensors import FileBlob, TensorInfo, TensorStore
 
 HEADER_LIMIT = 100_000_000
 _DIMENSIONS = 64
+_LONGEST_NAME = 1000
 _ADDRESSABLE = 2**63
 
 
@@ -58,11 +61,9 @@ def read_safetensors(path: Path) -> TensorStore:
 
 
 def _header_bytes(path: Path) -> tuple[bytes, os.stat_result]:
-    if path.exists() and not path.is_file():
-        raise FileError(f"{path}: is not a file")
+    descriptor, seen = open_regular(path)
     try:
-        with path.open("rb") as file:
-            seen = os.fstat(file.fileno())
+        with os.fdopen(descriptor, "rb") as file:
             size = seen.st_size
             head = file.read(8)
             if len(head) < 8:
@@ -84,30 +85,14 @@ def _header_bytes(path: Path) -> tuple[bytes, os.stat_result]:
     return raw, seen
 
 
-def parse_header(path: Path, raw: bytes) -> dict[str, Any]:
-    """The entries of a header by name; HeaderError where it is no JSON, or a name stands twice."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise HeaderError(f"{path}: the header names {key!r} twice")
-            found[key] = value
-        return found
-
-    try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise HeaderError(f"{path}: the header is not valid JSON: {error}") from None
-    if not isinstance(entries, dict):
-        raise HeaderError(f"{path}: the header is not a JSON object")
-    return entries
-
-
 def read_metadata(path: Path, value: object) -> dict[str, str]:
     """The file's own strings; HeaderError where they are something else."""
     if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
         raise HeaderError(f"{path}: __metadata__ must map strings to strings")
+    try:
+        "".join(text for pair in value.items() for text in pair).encode()
+    except UnicodeEncodeError:
+        raise HeaderError(f"{path}: __metadata__ holds half a character") from None
     return value
 
 
@@ -131,7 +116,9 @@ def _short(value: object) -> str:
 def read_entry(path: Path, name: str, entry: object) -> tuple[DType, tuple[int, ...], int, int]:
     """Dtype, shape, first byte and the one after the last; HeaderError where they disagree."""
     if not name.isprintable():
-        raise HeaderError(f"{path}: tensor name {name!r} holds control characters")
+        raise HeaderError(f"{path}: tensor name {_short(name)} holds control characters")
+    if len(name) > _LONGEST_NAME:
+        raise HeaderError(f"{path}: tensor name {_short(name)} has {len(name)} characters")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise HeaderError(
             f"{path}: tensor {name!r} must have exactly dtype, shape and data_offsets"

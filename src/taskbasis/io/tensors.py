@@ -13,13 +13,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.errors import FileError, MismatchError, nearest
 from taskbasis.io.dtypes import DType, to_array
+from taskbasis.io.regular import open_regular
 
 
 class Blob(Protocol):
@@ -33,11 +34,19 @@ class Blob(Protocol):
         """Fill ``buffer`` with the bytes that start at ``offset``, or raise FileError."""
 
 
+@runtime_checkable
+class Forming(Protocol):
+    """A blob whose bytes are computed as they are read, which takes room beside the buffer."""
+
+    def working_bytes(self, size: int) -> int:
+        """An upper bound of that room for one read of ``size`` entries."""
+
+
 class FileBlob:
     """A file, read with ``pread`` into the caller's buffer: nothing is mapped, nothing kept.
 
-    It is opened when it is first read. Where ``seen`` says what its header was read from, a file
-    of another size or time of change is refused: the header's offsets are not its own.
+    It is opened when it is first read. Where ``seen`` says what its header was read from, another
+    file or one of another size or time of change is refused: the header's offsets are not its own.
     """
 
     def __init__(self, path: Path, seen: os.stat_result | None = None) -> None:
@@ -54,11 +63,8 @@ class FileBlob:
     def _open(self) -> int:
         with self._lock:
             if self._descriptor is None:
-                try:
-                    found = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-                except OSError as error:
-                    raise FileError(f"{self.path}: cannot be opened: {error.strerror}") from None
-                if self._seen and _state(self._seen) != _state(os.fstat(found)):
+                found, now = open_regular(self.path)
+                if self._seen and _state(self._seen) != _state(now):
                     os.close(found)
                     raise FileError(f"{self.path}: was changed since it was opened; open it again")
                 self._descriptor = found  # only now: other threads read it without the lock
@@ -77,14 +83,16 @@ class FileBlob:
                     f"{self.path}: ended {size - done} bytes early while it was being read"
                 )
             done += count
+        if self._seen and _state(self._seen) != _state(os.fstat(descriptor)):
+            raise FileError(f"{self.path}: was changed while it was being read; start again")
 
     def __del__(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
 
 
-def _state(found: os.stat_result) -> tuple[int, int]:
-    return found.st_size, found.st_mtime_ns
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,16 @@ class ArrayBlob:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         piece = self.data[offset : offset + buffer.nbytes]
         np.frombuffer(buffer, np.uint8)[:] = piece
+
+
+@dataclass(frozen=True)
+class Unmade:
+    """The bytes of what is yet to be made: a merge of a recipe that others start from."""
+
+    label: str
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        raise FileError(f"{self.label}: is made by the recipe first, so it cannot be read yet")
 
 
 @dataclass(frozen=True)
@@ -177,6 +195,10 @@ class TensorStore(Mapping[str, TensorInfo]):
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+    def same_as(self, other: TensorStore) -> bool:
+        """Whether both are read from the same files; in memory, whether they are one."""
+        return self is other or (bool(self.files) and self.files == other.files)
 
     @property
     def nbytes(self) -> int:

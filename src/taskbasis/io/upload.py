@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -14,10 +15,12 @@ from taskbasis.io.hub import brief, library, offline, parse_id
 def files_to_send(folder: str | Path) -> dict[str, int]:
     """The files of a folder that :func:`upload` sends, by their names there, with their bytes.
 
-    Hidden files are not sent.
+    Hidden files are not sent, see :func:`hidden_files`; links to files of the folder are, as
+    files.
 
     Raises:
-        FileError: there is no folder, or it holds nothing.
+        FileError: there is no folder, or it holds nothing; or a link leads out of it or to a
+            folder, or something is no plain file: it would be sent unseen, or left out unseen.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -28,11 +31,44 @@ def files_to_send(folder: str | Path) -> dict[str, int]:
     found = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in inside.parts):
+        if _hidden(inside):
+            continue
+        if path.is_symlink():
+            _check_link(path, folder)
+        if path.is_file():
             found[inside.as_posix()] = path.stat().st_size
+        elif not path.is_dir():
+            raise FileError(f"{path}: is no plain file, so it cannot be sent; remove it")
     if not found:
         raise FileError(f"{folder}: holds nothing to send")
     return found
+
+
+def hidden_files(folder: str | Path) -> list[str]:
+    """What of a folder is not sent since its name begins with a dot: files, and whole folders."""
+    folder = Path(folder)
+    names = [path.relative_to(folder) for path in sorted(folder.rglob(".*"))]
+    return [name.as_posix() for name in names if not _hidden(name.parent)]
+
+
+def _hidden(inside: Path) -> bool:
+    return any(part.startswith(".") for part in inside.parts)
+
+
+def _check_link(path: Path, folder: Path) -> None:
+    target = Path(os.path.realpath(path))
+    if not target.exists():
+        raise FileError(f"{path}: is a link to {target}, where nothing is; remove it")
+    if not target.is_relative_to(folder.resolve()):
+        raise FileError(
+            f"{path}: is a link to {target}, outside of the folder, which would be sent unseen; "
+            "put a copy in its place if it is meant"
+        )
+    if target.is_dir():
+        raise FileError(
+            f"{path}: is a link to the folder {target}, whose files would be left out; put a copy "
+            "in its place"
+        )
 
 
 def repo_to_send_to(text: str) -> str:

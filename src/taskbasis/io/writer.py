@@ -1,18 +1,16 @@
 """One writer for everything: files laid out first, filled at known offsets, shown whole or never.
 
-The output is built beside its place under a hidden name. ``commit`` flushes it to the disk and
-renames it; leaving the ``with`` block any other way removes it. Because every offset is known
-from the start, any thread may write any piece at any time.
+The output is built beside its place in a hidden folder. ``commit`` flushes it to the disk and
+renames it; leaving the ``with`` block any other way removes it, or keeps it for a run that goes on
+from it. Because every offset is known from the start, any thread may write any piece at any time.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import math
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +19,15 @@ from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from taskbasis.errors import FileError, UsageError
+from taskbasis.io import digests
 from taskbasis.io.dtypes import DType, to_array
+from taskbasis.io.flushing import Flusher
+from taskbasis.io.hidden import HiddenFolder, sync
+from taskbasis.io.journal import Entry, Journal, machine_run, run_key
 from taskbasis.io.safetensors import make_header
 from taskbasis.units import bytes_text
 
@@ -151,9 +154,14 @@ class Staged:
         replace: whether what stands at ``out`` may be replaced.
         inputs: paths that must not be touched.
         stem: how weight files are called.
+        recipe: plain data that decides its bytes, beside the inputs and the layout. Where it is
+            given, what is finished is noted, so that a run that was killed can be gone on from.
+        resume: go on from what a run of the same recipe has left, and leave it when this one fails.
 
     Raises:
-        FileError: the destination is refused, or the disk cannot hold the output.
+        FileError: the destination is refused or somebody else writes it, the disk cannot hold the
+            output, or what is left is of another recipe.
+        UsageError: an input is not a local file, so that it may have changed unseen.
     """
 
     def __init__(
@@ -166,6 +174,8 @@ class Staged:
         replace: bool = False,
         inputs: Iterable[Path] = (),
         stem: str = "model",
+        recipe: object = None,
+        resume: bool = False,
     ) -> None:
         self.out = Path(out)
         self.is_file = self.out.suffix == ".safetensors"
@@ -177,14 +187,26 @@ class Staged:
         self._metadata = dict(metadata)
         self._descriptors: list[int] = []
         self._places: dict[str, tuple[int, int, DType]] = {}
-        self._hidden = self.out.parent / f".{self.out.name}.{secrets.token_hex(4)}.partial"
+        self._recorder = digests.Recorder(self._read_back)
+        self._flusher = Flusher()
+        self._side: dict[str, str] = {}
+        self._replace, self._resume = replace, resume
+        self._folder = HiddenFolder(self.out)
+        self._journal: Journal | None = None
+        layout = [(s.file, t.name, t.dtype.code, t.shape) for s in self._shards for t in s.tensors]
+        self._key = run_key(recipe, list(inputs), (layout, self._metadata), resume)
 
     def __enter__(self) -> Staged:
         try:
+            going_on = self._folder.take(self._key, self._resume)
+            check_destination(self.out, self._replace)  # whoever held the folder may have made it
+            self.hidden.mkdir(exist_ok=True)
             self._check_space()
-            self._hidden.mkdir()
             for shard in self._shards:
                 self._open_shard(shard)
+            if self._key is not None:
+                self._journal = Journal(self._folder.path / "journal", going_on)
+                self._folder.keep = self._resume and self._journal.count > 0
         except OSError as error:
             self._discard()
             raise FileError(f"{self.out}: cannot be written: {error.strerror}") from None
@@ -195,30 +217,91 @@ class Staged:
 
     def _check_space(self) -> None:
         needed = sum(tensor.nbytes for shard in self._shards for tensor in shard.tensors)
-        free = shutil.disk_usage(self.out.resolve().parent).free
+        held = sum(file.stat().st_blocks * 512 for file in self.hidden.iterdir())
+        free = shutil.disk_usage(self.out.resolve().parent).free + held
         if needed > free:
             raise FileError(
                 f"{self.out}: needs {bytes_text(needed)} but the disk has {bytes_text(free)} free"
             )
 
     def _open_shard(self, shard: Shard) -> None:
-        header, offsets = make_header(
-            ((t.name, t.dtype, t.shape) for t in shard.tensors), self._metadata
-        )
-        descriptor = os.open(
-            self._hidden / shard.file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE
-        )
+        blank = digests.blank_record((t.name for t in shard.tensors), self._metadata)
+        header, offsets = self._header(shard, blank)
+        descriptor = os.open(self.hidden / shard.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, MODE)
         self._descriptors.append(descriptor)
         os.fchmod(descriptor, MODE)
         _reserve(descriptor, len(header) + sum(t.nbytes for t in shard.tensors))
         os.pwrite(descriptor, header, 0)
         for tensor in shard.tensors:
             self._places[tensor.name] = (descriptor, offsets[tensor.name], tensor.dtype)
+            self._recorder.expect(tensor.name, tensor.dtype, tensor.shape, tensor.nbytes)
+
+    @staticmethod
+    def _header(shard: Shard, metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
+        return make_header(((t.name, t.dtype, t.shape) for t in shard.tensors), metadata)
+
+    def _read_back(self, name: str, start: int, buffer: memoryview) -> None:
+        descriptor, offset, _ = self._places[name]
+        done = 0
+        while done < buffer.nbytes:
+            count = os.preadv(descriptor, [buffer[done:]], offset + start + done)
+            if count == 0:
+                raise FileError(f"{self.out}: was cut short while it was being written")
+            done += count
+
+    def _write_digests(self) -> None:
+        """Put the tensors' digests where the headers keep room for them."""
+        found = self._recorder.digests()
+        for descriptor, shard in zip(self._descriptors, self._shards, strict=True):
+            own = {tensor.name: found[tensor.name] for tensor in shard.tensors}
+            header, _ = self._header(shard, digests.with_record(own, self._metadata))
+            os.pwrite(descriptor, header, 0)
+        beside = digests.folder_record(self._side, [shard.file for shard in self._shards])
+        if beside is not None:
+            self.add_file(digests.FILE, beside)
 
     @property
     def hidden(self) -> Path:
         """Where it stands until it is shown; what was written there can be read back."""
-        return self._hidden
+        return self._folder.path / "made"
+
+    @property
+    def notes(self) -> bool:
+        """Whether it is noted what is finished."""
+        return self._journal is not None
+
+    def seal(self, words: NDArray[Any]) -> str:
+        """What tells a later run whether these bytes, just written, are there."""
+        if not self._resume:
+            return machine_run()
+        return digests.digest(words.reshape(-1).view(np.uint8).data)
+
+    def finished(self, names: Sequence[str], start: int, stop: int) -> Entry | None:
+        """What is known of a stretch of some tensors that a killed run has finished.
+
+        Its bytes are read and compared with their digest, where that was noted; where they differ
+        it is not finished.
+        """
+        known = self._journal.get(names[0], start) if self._journal and names else None
+        if known is None or (known.seal and known.seal == machine_run()):
+            return known
+        hasher, found = xxhash.xxh3_128(), []
+        for name in names:
+            width = self._places[name][2].itemsize
+            found.append(np.empty((stop - start) * width, np.uint8))
+            self._read_back(name, start * width, found[-1].data)
+            hasher.update(found[-1].data)
+        if hasher.hexdigest() != known.seal:
+            return None
+        for name, piece in zip(names, found, strict=True):
+            self._recorder.wrote(name, start * self._places[name][2].itemsize, piece.data)
+        return known
+
+    def note(self, names: Sequence[str], start: int, entry: Entry) -> None:
+        """Take note that a stretch of some tensors is written."""
+        if self._journal is not None and names:
+            self._journal.add(names[0], start, entry)
+            self._folder.keep = self._resume
 
     def dtype(self, name: str) -> DType:
         """The dtype that tensor ``name`` is stored in."""
@@ -236,6 +319,8 @@ class Staged:
                 done += os.pwrite(descriptor, buffer[done:], position + done)
             except OSError as error:
                 raise FileError(f"{self.out}: cannot be written: {error.strerror}") from None
+        self._recorder.wrote(name, start * dtype.itemsize, buffer)
+        self._flusher.wrote(descriptor, buffer.nbytes)
 
     def write_array(self, name: str, values: NDArray[Any]) -> None:
         """Write a whole small tensor."""
@@ -244,10 +329,14 @@ class Staged:
 
     def add_file(self, name: str, content: bytes) -> None:
         """Add a file of the given content (folders only)."""
-        path = self._hidden / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        path.chmod(MODE)
+        path = self.hidden / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+            path.chmod(MODE)
+        except OSError as error:
+            raise FileError(f"{self.out}: cannot be written: {error.strerror}") from None
+        self._side[name] = digests.digest(content)
 
     def copy_file(self, name: str, source: Path, change: Callable[[bytes], bytes] | None) -> None:
         """Copy a side file into the folder, passed through ``change`` where one is given."""
@@ -257,39 +346,18 @@ class Staged:
     def commit(self) -> None:
         """Flush everything to the disk and show the output under its name."""
         try:
+            self._write_digests()
             self._write_index()
-            for descriptor in self._descriptors:
-                os.fsync(descriptor)
+            for path in sorted(self.hidden.rglob("*")):
+                sync(path)
             self._close()
-            _sync_folder(self._hidden)
-            if self.is_file:
-                self._show(self._hidden / self._shards[0].file)
-                shutil.rmtree(self._hidden)
-            else:
-                self._show(self._hidden)
-            _sync_folder(self.out.resolve().parent)
+            sync(self.hidden)
+            one = self.hidden / self._shards[0].file
+            self._folder.show(one if self.is_file else self.hidden, self._replace)
+            sync(self.out.resolve().parent)
         except OSError as error:
             raise FileError(f"{self.out}: cannot be written: {error.strerror}") from None
-
-    def _show(self, made: Path) -> None:
-        """Rename what was made to its name; what stood there goes last, or comes back."""
-        folder = self.out.is_dir() and not self.out.is_symlink()
-        if (self.is_file and not folder) or not os.path.lexists(self.out):
-            os.replace(made, self.out)
-            return
-        retired = made
-        if not exchange(made, self.out):
-            retired = self._hidden.with_suffix(".replaced")
-            os.rename(self.out, retired)
-            try:
-                os.rename(made, self.out)
-            except BaseException:
-                os.rename(retired, self.out)
-                raise
-        if folder:
-            shutil.rmtree(retired)
-        else:
-            retired.unlink()
+        self._discard()
 
     def _write_index(self) -> None:
         if len(self._shards) == 1:
@@ -301,12 +369,15 @@ class Staged:
         self.add_file(f"{self._stem}.safetensors.index.json", text.encode())
 
     def _close(self) -> None:
+        self._flusher.finish()
         while self._descriptors:
             os.close(self._descriptors.pop())
+        if self._journal is not None:
+            self._journal.close()
 
     def _discard(self) -> None:
         self._close()
-        shutil.rmtree(self._hidden, ignore_errors=True)
+        self._folder.release()
 
     def __exit__(
         self,
@@ -327,18 +398,3 @@ def _reserve(descriptor: int, size: int) -> None:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise
     os.ftruncate(descriptor, size)
-
-
-def exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step, where the system can (Linux); says whether it did."""
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    here, swap = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
-    return rename is not None and rename(here, bytes(one), here, bytes(other), swap) == 0
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -103,7 +103,8 @@ class _Scorer:
         """The accuracy on a split; of language models, the mean probability per token."""
         with self._lock:
             problem = as_problem(self._asked, self._splits[split])
-            _put(problem, model, find_naming(model, self._asked.skeleton.store))
+            naming = find_naming(model, self._asked.skeleton.store)
+            put_model(problem.module, problem.names, model, naming)
             with looking_at(problem.module) as torch, torch.no_grad():
                 if self._asked.kind in (CAUSAL, MASKED):
                     return math.exp(-_mean_loss(problem))
@@ -151,14 +152,14 @@ def _cut(encoded: Encoded, share: float) -> tuple[Encoded, Encoded]:
     return replace(encoded, rows=rows.only(first)), replace(encoded, rows=rows.only(second))
 
 
-def _put(problem: Problem, model: Model, naming: Naming) -> None:
-    """Give the module the tensors of a model, by their names in the folder's file.
+def put_model(module: Any, names: Mapping[str, str], model: Model, naming: Naming) -> None:
+    """Give a module the tensors of a model, by their names in the folder's file.
 
     Raises:
         MismatchError: one is missing or of another shape; the message names it.
     """
-    parameters = dict(problem.module.named_parameters())
-    for name, own in problem.names.items():
+    parameters = dict(module.named_parameters())
+    for name, own in names.items():
         stored = naming.to_base(own)
         if stored not in model:
             raise MismatchError(
@@ -171,7 +172,7 @@ def _put(problem: Problem, model: Model, naming: Naming) -> None:
                 f"tensor {stored!r} has shape {list(np.shape(array))}, not {list(place.shape)}"
             )
         place.copy_(place.new_tensor(np.asarray(array, np.float32)))
-    for name, buffer in problem.module.named_buffers():  # running statistics are the model's, too
+    for name, buffer in module.named_buffers():  # running statistics are the model's, too
         values = model.get(naming.to_base(name))
         if (
             values is not None

@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis import notebook
 from taskbasis.binding import check_bindings
+from taskbasis.blas import one_thread
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError, finite, nearest
 from taskbasis.io.dtypes import F32
-from taskbasis.io.folder import open_tensors
+from taskbasis.io.remote import open_anywhere
 from taskbasis.io.tensors import TensorStore
 from taskbasis.library.file import Contents, atom_leaves, noise_leaf, parse
 from taskbasis.library.groups import loss_and_bound, relative_errors, sum_cosines
 from taskbasis.passes import gram_by_tensor
 from taskbasis.plan import make_plan
 from taskbasis.recipe import Combination, Leaf, Term
+from taskbasis.units import bytes_text
 from taskbasis.vectors import TaskVector
 
 DROPPED = 0.9
@@ -60,7 +63,7 @@ class Basis:
         Raises:
             HeaderError: the file is not a basis, or is damaged.
         """
-        store = open_tensors(path)
+        store = open_anywhere(path)
         contents = parse(store)
         if contents.dtype is None:
             seed = int(contents.options["seed"])
@@ -127,6 +130,15 @@ class Basis:
         size = sum(math.prod(shape) for shape in self.contents.shapes.values())
         return size * len(self.names) * (self.contents.dtype or F32).itemsize
 
+    def _repr_html_(self) -> str:
+        errors, norms = self.errors, self.norms
+        sizes = f"{bytes_text(self.nbytes)} instead of {bytes_text(self.full_nbytes)}"
+        title = (
+            f"basis {self.path}: {len(self.names)} tasks in {self.contents.atoms} atoms, {sizes}"
+        )
+        rows = [[name, norms[name], errors[name]] for name in self.names]
+        return notebook.table(title, ["task", "norm", "relative error"], rows)
+
     def number(self, name: str) -> int:
         """The place of a task.
 
@@ -187,6 +199,7 @@ class Basis:
         """Minus one recovered task; see :meth:`dropped` before trusting it."""
         return -self[name]
 
+    @one_thread()
     def _from_atoms(self, weights: list[NDArray[np.float64]]) -> TaskVector:
         """The vector with the given weights of atoms in every group."""
         rows = [self._source_weights(g, row) for g, row in enumerate(weights)]
@@ -208,6 +221,7 @@ class Basis:
         encoder = self.contents.groups[number].codes.encoder
         return np.asarray(encoder[len(self.names) :] @ weights)
 
+    @one_thread()
     def nearest(
         self, vector: TaskVector, engine: Engine | None = None
     ) -> tuple[list[Neighbour], list[Neighbour], float]:

@@ -23,6 +23,7 @@ from taskbasis import stored
 from taskbasis.basis.codes import Codes
 from taskbasis.engine import Engine
 from taskbasis.errors import HeaderError, UsageError
+from taskbasis.io.digests import digest
 from taskbasis.io.dtypes import BY_CODE, F64, DType
 from taskbasis.io.noise import noise_tensor
 from taskbasis.io.tensors import TensorInfo, TensorStore
@@ -31,6 +32,9 @@ from taskbasis.library.groups import Group
 from taskbasis.passes import Former, write
 from taskbasis.plan import Plan
 from taskbasis.recipe import Binding, Leaf
+
+_DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, UsageError)
+"""What reading a record that is not what it should be can raise."""
 
 ARRAYS = ("encoder", "decoder", "addition", "gram", "error")
 
@@ -149,7 +153,7 @@ def parse(store: TensorStore) -> Contents:
         contents = _parse(store, content)
         _check(contents)
         expectations = layout(contents)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, UsageError) as error:
+    except _DAMAGE as error:
         raise HeaderError(f"{store.path}: its record is damaged ({error!r})") from None
     for expected in expectations:
         found = store.infos.get(expected.name)
@@ -158,6 +162,12 @@ def parse(store: TensorStore) -> Contents:
                 f"{store.path}: tensor {expected.name!r} is missing or not "
                 f"{expected.dtype.name} of shape {list(expected.shape)}"
             )
+    strangers = store.infos.keys() - {expected.name for expected in expectations}
+    if strangers:
+        raise HeaderError(
+            f"{store.path}: holds {len(strangers)} tensors that its record does not name, e.g. "
+            f"{min(strangers)!r}"
+        )
     return contents
 
 
@@ -197,7 +207,7 @@ def _parse(store: TensorStore, content: Mapping[str, Any]) -> Contents:
         groups,
         stored.decode_binding(store, content),
         dict(content["options"]),
-        BY_CODE[dtype] if dtype else None,
+        None if dtype is None else BY_CODE[dtype],
     )
 
 
@@ -253,8 +263,10 @@ def save_basis(
     shard_size: int | None,
     replace_used: bool,
     inputs: Iterable[Path],
+    resume: bool = False,
 ) -> None:
     """Write a basis: ``make`` writes the atoms and returns the groups as they came out."""
+    codes = [array.tobytes() for array in code_arrays(contents.groups).values()]
     with Staged(
         out,
         layout(contents),
@@ -263,6 +275,8 @@ def save_basis(
         replace=replace_used,
         inputs=inputs,
         stem=stored.BASIS,
+        recipe=digest(b"".join(codes)),
+        resume=resume,
     ) as staged:
         for name, array in code_arrays(make(staged)).items():
             staged.write_array(f"basis.{name}", array)

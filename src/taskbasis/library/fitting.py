@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from taskbasis.basis import Codes, Construction, allocate, resolve_size, solve
 from taskbasis.binding import common_base
+from taskbasis.blas import one_thread
 from taskbasis.difference import changed_only
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError, ValueProblem
@@ -31,6 +32,7 @@ from taskbasis.vectors import TaskVector
 Grams = dict[str, NDArray[np.float64]]
 
 
+@one_thread()
 def fit(
     vectors: Mapping[str, TaskVector],
     out: str | Path,
@@ -90,6 +92,7 @@ def fit(
         shard_size=shard_size,
         replace_used=replace_used,
         inputs=[file for task in tasks for leaf in task.leaves for file in leaf.files],
+        resume=engine.resume,
     )
     return Basis.open(out)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from taskbasis.basis import Construction, resolve_size
 from taskbasis.binding import common_base
+from taskbasis.blas import one_thread
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError
 from taskbasis.granularity import group_tensors
@@ -27,6 +28,7 @@ from taskbasis.plan import Plan, make_plan
 from taskbasis.vectors import TaskVector
 
 
+@one_thread()
 def update(
     basis: Basis,
     name: str,
@@ -85,6 +87,7 @@ def update(
         shard_size=shard_size,
         replace_used=replace_used,
         inputs=[f for comb in (*sources, fresh) for leaf in comb.leaves for f in leaf.files],
+        resume=engine.resume,
     )
     return Basis.open(out)
 

@@ -82,8 +82,37 @@ def task_name(spec: str) -> tuple[str, str]:
     library, colon, task = spec.rpartition(":")
     if colon and Path(library).exists():
         return task, spec
-    path_of = Path(spec.partition("@")[0] if spec.startswith("hf://") else spec)
+    path_of = Path(_without_revision(spec))
     return (path_of.stem if path_of.suffix == ".safetensors" else path_of.name), spec
+
+
+def _without_revision(spec: str) -> str:
+    """``owner/name@revision`` of the hub without its revision; a path that exists as it is."""
+    path, _, revision = spec.partition("@")
+    plain = path.count("/") == 1 and "/" not in revision and not Path(spec).exists()
+    return path if spec.startswith("hf://") or plain else spec
+
+
+def named_specs(specs: Sequence[str], what: str = "vectors") -> list[tuple[str, str]]:
+    """Names and paths, as :func:`task_name` tells them; revisions of one model keep theirs.
+
+    Raises:
+        UsageError: two have the same name.
+
+    >>> named_specs(["org/x@v1", "org/y@v1"]), named_specs(["org/x@v1", "org/x@v2"])
+    ([('x', 'org/x@v1'), ('y', 'org/y@v1')], [('x@v1', 'org/x@v1'), ('x@v2', 'org/x@v2')])
+    """
+    pairs = [task_name(spec) for spec in specs]
+    names = [name for name, _ in pairs]
+    for at, (name, path) in enumerate(pairs):
+        if names.count(name) > 1 and path in specs and path != _without_revision(path):
+            pairs[at] = (Path(path).name, path)
+    found: set[str] = set()
+    for name, _ in pairs:
+        if name in found:
+            raise UsageError(f"two {what} are called {name!r}; name them as NAME=PATH")
+        found.add(name)
+    return pairs
 
 
 def open_vectors(
@@ -95,12 +124,10 @@ def open_vectors(
         UsageError: two have the same name, or a pattern matches no tensor of any.
     """
     found: dict[str, TaskVector] = {}
-    tensors = {path: _tensor_names(path, base) for _, path in map(task_name, specs)}
+    pairs = named_specs(specs)
+    tensors = {path: _tensor_names(path, base) for _, path in pairs}
     excluded(exclude, set().union(*tensors.values()))
-    for spec in specs:
-        name, path = task_name(spec)
-        if name in found:
-            raise UsageError(f"two vectors are called {name!r}; name them as NAME=PATH")
+    for name, path in pairs:
         own = [p for p in exclude if any(fnmatchcase(tensor, p) for tensor in tensors[path])]
         found[name] = open_vector(path, base, own)
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from taskbasis.adapters import adapter_leaf
+from taskbasis.adapters import whole_tensors
 from taskbasis.engine import Engine
 from taskbasis.errors import MismatchError, UsageError, ValueProblem, finite, nearest
 from taskbasis.io.adapter import Adapter, open_adapter
@@ -159,10 +159,14 @@ def _weights(
 
 
 def _check_copies(opened: Mapping[str, Adapter], base: TensorStore | None) -> None:
-    """Every adapter against the base; without it, whole tensors beside factors are refused."""
+    """Every adapter against the base; refuse whole tensors that were trained beside factors."""
     for adapter in opened.values():
         if base is not None:
-            adapter_leaf(adapter, base)
+            for trained in whole_tensors(adapter, base):
+                raise MismatchError(
+                    f"{trained.where} was trained whole, so no factors hold its change; make a "
+                    "model of it instead: taskbasis merge BASE ADAPTER ADAPTER -o OUT"
+                )
         elif adapter.copies:
             copy = next(iter(adapter.copies.values()))
             raise MismatchError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 
 from taskbasis.binding import check_bindings
 from taskbasis.engine import Engine, Scratch
-from taskbasis.errors import UsageError, ValueProblem
+from taskbasis.errors import FileError, UsageError, ValueProblem
 from taskbasis.io.dtypes import DType, floating
 from taskbasis.io.hub import cached_id
+from taskbasis.io.regular import read_json
 from taskbasis.io.tensors import TensorStore
 from taskbasis.lora.factors import Cutoff, balanced, leading, residual, squared_norm
 from taskbasis.lora.folder import Head, Module, Pair, check_out, find_targets, stored, write_adapter
@@ -290,9 +290,9 @@ def _task_type(combination: Combination, base: Checkpoint) -> str | None:
     ]
     for path in (*tuned, base.path):
         try:
-            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+            config = read_json(path / "config.json")
             names = [str(name) for name in config["architectures"]]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (FileError, KeyError, TypeError):
             continue  # a bare file, or a config that says nothing of it
         for end, task in _TASKS:
             if names and names[0].endswith(end):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis import counting
 from taskbasis.errors import UsageError
 from taskbasis.granularity import Granularity
 
@@ -228,7 +229,7 @@ class Selecting(Method):
 
     def masked(self, chunk: Chunk, kept: NDArray[np.bool_]) -> NDArray[Any]:
         """The merged delta [n] by the masks [T, n]: the sum of what each vector keeps."""
-        return summed(np.where(kept, chunk.deltas, 0))
+        return counting.sum_kept(chunk.deltas, kept)
 
     def disjoint(self) -> bool:
         """Whether no entry is kept of two vectors, by the way entries are chosen."""

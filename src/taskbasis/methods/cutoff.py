@@ -28,7 +28,7 @@ def count_upper(rows: NDArray[np.float32]) -> NDArray[np.int64]:
     """[T, 2^15]: how many of each row's magnitudes fall in each bin of upper halves."""
     counts = np.zeros((len(rows), _UPPER), np.int64)
     for row, count in zip(rows, counts, strict=True):
-        counting.count_upper(row, count)  # the sign is no part of a bin's number
+        counting.count_upper(row, count)
     return counts
 
 
@@ -36,7 +36,7 @@ def count_lower(rows: NDArray[np.float32], bins: Any) -> NDArray[np.int64]:
     """[T, 2^16]: the magnitudes of each row's own bin, by the lower half of their bits."""
     counts = np.zeros((len(rows), _LOWER), np.int64)
     for row, (upper, _), count in zip(rows, bins, counts, strict=True):
-        counting.count_lower(np.abs(row), upper, count)
+        counting.count_lower(row, upper, count)
     return counts
 
 

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.kernels import BLOCK, jit
+from taskbasis.compiling import jit
+from taskbasis.kernels import BLOCK
 
 Variant = Literal["paper", "mergekit", "peft"]
 """Whose function is meant by a name that several libraries use."""

@@ -6,6 +6,7 @@ stages ask for, and the last pass, which forms the outputs and stores them at th
 
 from taskbasis.passes.forming import Former, Linear, Merged
 from taskbasis.passes.gram import gram_by_tensor
+from taskbasis.passes.resuming import numbers
 from taskbasis.passes.stages import Found, run_stages
 from taskbasis.passes.tally import Kept, Tally
 from taskbasis.passes.writing import rounding, write
@@ -18,6 +19,7 @@ __all__ = [
     "Merged",
     "Tally",
     "gram_by_tensor",
+    "numbers",
     "rounding",
     "run_stages",
     "write",

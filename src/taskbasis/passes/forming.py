@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,6 +96,8 @@ class Merged:
         for m, (method, members, found) in enumerate(self.parts):
             state = found.of(stretch.merge.name)
             own = of_members(whole, members)
+            if own is whole and len(self.parts) > 1:
+                own = replace(whole, deltas=whole.deltas.copy())
             if self.tally is not None and isinstance(method, Selecting):
                 kept = method.select(own, state)
                 note = self.tally.count(own.deltas, kept)

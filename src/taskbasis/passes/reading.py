@@ -212,20 +212,22 @@ def widened(stretch: Stretch) -> NDArray[Any]:
     compute = stretch.rows.dtype
     mixing = stretch.merge.mixing.astype(compute)
     deltas = stretch.scratch.array("deltas", (len(mixing), stretch.words.shape[1]), compute)
-    stats = np.zeros((len(deltas), 2))
-    kernels.form(
-        stretch.base,
-        stretch.words,
-        stretch.difference,
-        mixing,
-        False,
-        deltas,
-        stretch.rows,
-        stats,
-    )
-    if not np.all(np.isfinite(stats)):
+    inputs = (stretch.base, stretch.words, stretch.difference)
+    if _diagonal(mixing):
+        finite = kernels.deltas(*inputs, np.diag(mixing), deltas, stretch.rows)
+    else:
+        stats = np.zeros((len(deltas), 2))
+        kernels.form(*inputs, mixing, False, deltas, stretch.rows, stats)
+        finite = bool(np.all(np.isfinite(stats)))
+    if not finite:
         raise ValueProblem(not_finite(stretch.merge))
     return deltas
+
+
+def _diagonal(mixing: NDArray[Any]) -> bool:
+    """Whether every vector is a number times a row of its own, in their order."""
+    square = mixing.shape[0] == mixing.shape[1]
+    return square and int(np.count_nonzero(mixing)) == int(np.count_nonzero(np.diag(mixing)))
 
 
 def quietly() -> np.errstate:
@@ -235,7 +237,8 @@ def quietly() -> np.errstate:
 
 def not_finite(merge: Merge) -> str:
     """What is said of a tensor whose inputs hold NaN or infinity."""
-    inputs = ", ".join(sorted({info.blob.label for info in merge.rows}))
+    read = (*merge.rows, *([merge.base] if merge.base is not None else []))
+    inputs = ", ".join(sorted({info.blob.label for info in read}))
     return (
         f"tensor {merge.name!r}: a value is NaN or infinite (inputs: {inputs}); "
         "repair the checkpoint, or leave the tensor out with --exclude"

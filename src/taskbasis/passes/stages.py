@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from taskbasis.engine import IN_FLIGHT, Engine, Scratch
 from taskbasis.granularity import Granularity, group_name
 from taskbasis.methods import Chunk, Method
@@ -65,7 +67,10 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
         left, totals, done = Counter(groups), dict[str, Any](), dict[str, Any]()
         observed = engine.map(work, cuts, lambda cut: merges[cut.index].cut_bytes(cut), method.name)
         for group, partial in zip(groups, observed, strict=True):
-            totals[group] = totals[group] + partial if group in totals else partial
+            if group in totals:
+                totals[group] += partial
+            else:
+                totals[group] = np.array(partial)  # our own: the next ones are added in place
             left[group] -= 1
             if not left[group]:  # so that few sums are held at once
                 known = found.alike(scope, group)
@@ -75,8 +80,13 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
 
 
 def of_members(whole: Chunk, members: Sequence[int]) -> Chunk:
-    """The chunk of some of the vectors; a copy, since methods may overwrite the deltas."""
+    """The chunk of some of the vectors; a copy, since methods may overwrite the deltas.
+
+    All of them, in order, are the chunk itself.
+    """
     chosen = list(members)
+    if chosen == list(range(len(whole.deltas))):
+        return whole
     return replace(
         whole,
         deltas=whole.deltas[chosen],

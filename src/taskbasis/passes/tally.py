@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis import counting
+
 
 class Tally:
     """How many entries of T vectors are kept, together and of each norm.
@@ -32,8 +34,9 @@ class Tally:
         for i, row in enumerate(kept):
             for j in range(i + 1):
                 together[i, j] = together[j, i] = np.count_nonzero(row & kept[j])
-        squares = np.square(deltas, dtype=np.float64)
-        return kept.shape[1], together, np.where(kept, squares, 0).sum(1), squares.sum(1)
+        pairs = [counting.squares(*row) for row in zip(deltas, kept, strict=True)]
+        inside, whole = np.array(pairs, np.float64).reshape(-1, 2).T
+        return kept.shape[1], together, inside, whole
 
     def collect(
         self, note: tuple[int, NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]

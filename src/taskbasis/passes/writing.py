@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 
 from taskbasis.engine import Engine, Scratch
 from taskbasis.errors import ValueProblem
+from taskbasis.io.dtypes import F64
+from taskbasis.io.journal import Entry
+from taskbasis.io.storing import AS_IT_IS, Storing
 from taskbasis.io.tensors import TensorInfo
 from taskbasis.io.writer import Sink
 from taskbasis.passes.forming import Former, Merged
 from taskbasis.passes.reading import not_finite, quietly, read_cut
+from taskbasis.passes.resuming import Place, each, entry
+from taskbasis.passes.stochastic import form_at_random
 from taskbasis.plan import Cut, Merge, Plan
 
 _COPY_PIECE = 8 << 20
@@ -27,12 +32,14 @@ def write(
     outputs: Callable[[str], Sequence[str]],
     add_base: bool,
     engine: Engine,
+    storing: Storing = AS_IT_IS,
 ) -> dict[str, NDArray[np.float64]]:
     """The last pass: form every output and store it at its place.
 
     Args:
         outputs: the names of the M outputs that a tensor becomes.
         add_base: whether the outputs are weights; the plan's copies are then written too.
+        storing: how values are rounded; the sink knows what they are stored in.
 
     Returns:
         Per output tensor, the squared norms of its delta and of what rounding took from it.
@@ -41,33 +48,41 @@ def write(
         ValueProblem: a value is not finite, or too large for the dtype it is stored in.
     """
 
-    def work(cut: Cut, scratch: Scratch) -> tuple[NDArray[np.float64], Any]:
+    def work(cut: Cut, scratch: Scratch) -> Entry:
         merge = plan.merges[cut.index]
         names = outputs(merge.name)
         stats, note = np.zeros((len(names), 2)), None
+        out: NDArray[Any] = np.empty(0)
         if names:
             with quietly():
                 stretch = read_cut(merge, cut, scratch)
-            bits = sink.dtype(names[0]).bits
-            out = scratch.array("out", (len(names), cut.stop - cut.start), bits)
+            dtype = sink.dtype(names[0])
+            out = scratch.array("out", (len(names), cut.stop - cut.start), dtype.bits)
             with quietly():
-                note = former.form(stretch, add_base, out, stats)
+                if storing.seed is None or dtype == F64:
+                    note = former.form(stretch, add_base, out, stats)
+                else:
+                    keys = [storing.key(name) for name in names]
+                    note = form_at_random(former, stretch, add_base, out, stats, dtype, keys)
             for name, words in zip(names, out, strict=True):
                 sink.write(name, cut.start, words)
-        return stats, note
+        return entry(sink, out, stats, note)
+
+    def place(cut: Cut) -> Place:
+        return outputs(plan.merges[cut.index].name), cut.start, cut.stop
 
     if add_base:
         _copy(plan.copies, sink, engine)
     most = max((len(outputs(merge.name)) for merge in plan.merges), default=0)
+    most = most if storing.seed is None else 2 * most + 1  # values before they are rounded
     methods = {part[0] for part in former.parts} if isinstance(former, Merged) else {None}
     engine = engine.within(max(plan.memory(most, method) for method in methods))
     cuts, totals = plan.cuts(), dict[str, NDArray[np.float64]]()
-    # Closed at once on an error, so that no worker writes to a sink that is gone.
-    with closing(engine.map(work, cuts, plan.cut_bytes, "write")) as results:
-        for cut, (stats, note) in zip(cuts, results, strict=True):
-            former.collect(note)
+    with closing(each(sink, work, cuts, place, plan.cut_bytes, "write", engine)) as results:
+        for cut, made in results:
+            former.collect(made.note)
             merge = plan.merges[cut.index]
-            for name, row in zip(outputs(merge.name), stats, strict=True):
+            for name, row in zip(outputs(merge.name), made.stats, strict=True):
                 _refuse_not_finite(merge, name, row, sink, add_base)
                 totals[name] = totals.get(name, 0.0) + row
     return totals
@@ -89,18 +104,22 @@ def _refuse_not_finite(
 def _copy(copies: Sequence[TensorInfo], sink: Sink, engine: Engine) -> None:
     """Copy the base's untouched tensors, byte for byte."""
 
-    def work(piece: tuple[TensorInfo, int, int], scratch: Scratch) -> None:
+    def work(piece: tuple[TensorInfo, int, int], scratch: Scratch) -> Entry:
         info, start, stop = piece
         words = scratch.array("copy", (stop - start,), info.dtype.bits)
         info.read(start, stop, words)
         sink.write(info.name, start, words)
+        return entry(sink, words, np.zeros(0))
+
+    def place(piece: tuple[TensorInfo, int, int]) -> Place:
+        return (piece[0].name,), piece[1], piece[2]
 
     pieces = [piece for info in copies for piece in _pieces(info)]
 
     def size(piece: tuple[TensorInfo, int, int]) -> int:
         return (piece[2] - piece[1]) * piece[0].dtype.itemsize
 
-    with closing(engine.map(work, pieces, size, "copy")) as results:
+    with closing(each(sink, work, pieces, place, size, "copy", engine)) as results:
         for _ in results:
             pass
 

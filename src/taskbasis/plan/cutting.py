@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from taskbasis.io.lowrank import LowRank
-from taskbasis.io.tensors import TensorInfo
+from taskbasis.io.tensors import Forming, TensorInfo
 from taskbasis.kernels import BLOCK
 from taskbasis.methods.base import Method, Unit
 from taskbasis.plan.tensors import Cut, Merge
@@ -58,12 +58,12 @@ class Plan:
         """T, the number of task vectors."""
         return len(self.combinations)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """The largest number of inputs that any tensor has."""
         return max((len(merge.rows) for merge in self.merges), default=0)
 
-    @property
+    @cached_property
     def cut_size(self) -> int:
         """Elements per cut: fewer when more rows are read at once, always whole blocks."""
         fitting = _ROWS_TIMES_CUT // max(self.rows + 2, 1)
@@ -132,8 +132,9 @@ class Plan:
         return merge.shape if step >= merge.size else (step,)
 
     def _factor_bytes(self, merge: Merge) -> int:
-        """What forming the rows of low rank takes, one after the other or all factors at once."""
+        """What forming rows and the base takes, one after the other or all factors at once."""
         step = min(self.step(merge), merge.size)
-        blobs = [info.blob for info in merge.rows if isinstance(info.blob, LowRank)]
-        sizes = [blob.working_bytes(step) for blob in blobs]
+        inputs = (*merge.rows, *([merge.base] if merge.base else []))
+        blobs = [info.blob for info in inputs]
+        sizes = [blob.working_bytes(step) for blob in blobs if isinstance(blob, Forming)]
         return sum(sizes) if merge.factored else max(sizes, default=0)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from taskbasis.errors import MismatchError, ValueProblem
-from taskbasis.io.dtypes import DType
+from taskbasis.io.storing import AS_IT_IS, Storing
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.methods.base import Method
 from taskbasis.plan.cutting import Plan
@@ -20,7 +20,7 @@ def make_plan(
     combinations: Sequence[Combination],
     add_to: TensorStore | None,
     origin: TensorStore | None,
-    dtype: DType | None = None,
+    storing: Storing = AS_IT_IS,
     scores: Sequence[Learnt] = (),
     moments: Sequence[Learnt] = (),
     watch: TensorStore | None = None,
@@ -34,8 +34,8 @@ def make_plan(
         combinations: the T task vectors, each multiplied by its weight.
         add_to: the weights that the result is added to; None when the result is a delta.
         origin: the base that differences are taken from; None when there are none.
-        dtype: what weights are stored in; float tensors of another dtype that no vector touches
-            are converted, not copied. None keeps every tensor's own.
+        storing: what weights are stored in; float tensors of another dtype that no vector touches
+            are converted, not copied.
         scores, moments: one per vector, or none.
         watch: the base whose unchanged tensors stages see; ``add_to`` by default.
         method: what decides what is never cut, whether float64 is computed in, and whether the
@@ -68,7 +68,7 @@ def make_plan(
     moving, copies = method is not None and not method.keeps_base, []
     for info in rest:
         moved = moving and info.dtype.mergeable and info.name not in excluded_names(leaves)
-        if moved or (dtype and info.dtype.mergeable and info.dtype != dtype):
+        if moved or storing.of(info.name, info.dtype) != info.dtype:
             kept.append(_of_base_alone(info, len(combinations), moved))
         else:
             copies.append(info)

@@ -6,12 +6,11 @@ and no display is needed. A file is written beside and renamed: whole or not at 
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from taskbasis.errors import FileError, UsageError, require
+from taskbasis.io.hidden import whole_file
 
 PURPOSE = "drawing"
 DPI = 150
@@ -69,12 +68,6 @@ def save_figure(figure: Any, path: str | Path) -> Path:
         UsageError: the path does not end in ``.png``.
     """
     path = check_picture(path)
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            figure.canvas.print_png(file, metadata={"Software": None})
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    with whole_file(path) as draft, draft.open("wb") as file:
+        figure.canvas.print_png(file, metadata={"Software": None})
     return path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from taskbasis.errors import MismatchError, UsageError
+from taskbasis.errors import MismatchError, Problems, UsageError
 from taskbasis.recipes.groups import Group, groups
 from taskbasis.recipes.layers import (
     Tower,
@@ -17,7 +19,9 @@ from taskbasis.recipes.layers import (
 )
 from taskbasis.recipes.resolving import look_up
 from taskbasis.recipes.schema import Document, ModelRef, Module, Settings, Source, Value
-from taskbasis.recipes.theirs import THEIRS
+from taskbasis.recipes.theirs import THEIRS, Parameter
+
+_Want = Callable[[Group, str, list[str], int | None, int], "Wanted"]
 
 Names = Mapping[ModelRef, Collection[str]]
 """The names of every model's tensors."""
@@ -68,8 +72,11 @@ def plan(document: Document, names: Names) -> dict[str, Wanted]:
         UsageError: layers that a model does not have, towers that the recipe does not tell apart,
             or no rule that gives a required value for a tensor.
         MismatchError: a model lacks a tensor that another of its slice has.
+        SeveralErrors: several models or parameters are like that.
     """
     parts = document.parts()
+    missing: dict[tuple[str, ModelRef | None], UsageError] = {}
+    want = partial(_wanted, document, missing)
     found: dict[str, Wanted] = {}
     of_part: dict[str, list[Group]] = {part.name: [] for part in parts}
     for group in groups(document):
@@ -77,12 +84,13 @@ def plan(document: Document, names: Names) -> dict[str, Wanted]:
     for part in parts:
         inside = _names_of(part, document, names, of_part)
         pieces = of_part[part.name]
-        wanted = (
-            _whole(document, pieces[0], inside)
-            if part.models
-            else _sliced(document, pieces, inside)
-        )
+        wanted = _whole(want, pieces[0], inside) if part.models else _sliced(want, pieces, inside)
         found.update(wanted)
+    problems = Problems()
+    for error in missing.values():
+        with problems:
+            raise error
+    problems.check()
     return found
 
 
@@ -102,7 +110,7 @@ def _names_of(
     return found
 
 
-def _whole(document: Document, group: Group, names: Names) -> Iterator[tuple[str, Wanted]]:
+def _whole(want: _Want, group: Group, names: Names) -> Iterator[tuple[str, Wanted]]:
     models = [source.model for source in group.sources]
     leader = group.base if group.base in models else models[0]
     assert leader is not None
@@ -113,12 +121,15 @@ def _whole(document: Document, group: Group, names: Names) -> Iterator[tuple[str
             f"{leader} has no repeated layers that could be told from the names of its tensors, "
             "so there is nothing for a gradient to run over; give one value"
         )
+    problems = Problems()
     for ref in models:
-        _check_alike(ref, leader, names)
+        with problems:
+            _check_alike(ref, leader, names)
+    problems.check()
     for name in own:
         at = find_place(name, towers)
         layer, layers = (at.layer, at.tower.layers) if at else (None, 0)
-        yield name, _wanted(document, group, name, [name] * len(models), layer, layers)
+        yield name, want(group, name, [name] * len(models), layer, layers)
 
 
 def _check_alike(ref: ModelRef, leader: ModelRef, names: Names) -> None:
@@ -175,13 +186,13 @@ def _layered(ref: ModelRef, names: Collection[str]) -> _Layered:
     return _Layered(tower, tuple(map(tuple, rests)), tuple(outside), frozenset(names))
 
 
-def _sliced(document: Document, pieces: list[Group], names: Names) -> Iterator[tuple[str, Wanted]]:
+def _sliced(want: _Want, pieces: list[Group], names: Names) -> Iterator[tuple[str, Wanted]]:
     models = {ref: _layered(ref, own) for ref, own in names.items()}
     for group in pieces:
         for source in group.sources:
             _check_range(source, models[source.model].tower)
     out = models[pieces[0].sources[0].model].tower
-    yield from _outside(document, pieces[0], models, first=True)
+    yield from _outside(want, pieces[0], models, first=True)
     known = {frozenset(rests) for rests in models[pieces[0].sources[0].model].rests}
     number = 0
     for group in pieces:
@@ -201,20 +212,20 @@ def _sliced(document: Document, pieces: list[Group], names: Names) -> Iterator[t
                 ]
                 name = out.name(number, rest)
                 _check_held(name, inputs, group, models)
-                yield name, _wanted(document, group, name, inputs, step, group.layers or 0)
+                yield name, want(group, name, inputs, step, group.layers or 0)
             number += 1
-    yield from _outside(document, pieces[-1], models, first=False)
+    yield from _outside(want, pieces[-1], models, first=False)
 
 
 def _outside(
-    document: Document, group: Group, models: Mapping[ModelRef, _Layered], first: bool
+    want: _Want, group: Group, models: Mapping[ModelRef, _Layered], first: bool
 ) -> Iterator[tuple[str, Wanted]]:
     """The tensors before the layers, or after them."""
     for name in models[group.sources[0].model].outside:
         if comes_first(name) == first:
             inputs = [name] * len(group.sources)
             _check_held(name, inputs, group, models)
-            yield name, _wanted(document, group, name, inputs, None, 0)
+            yield name, want(group, name, inputs, None, 0)
 
 
 def _first(source: Source) -> int:
@@ -242,15 +253,25 @@ def _check_held(
 
 def _wanted(
     document: Document,
+    missing: dict[tuple[str, ModelRef | None], UsageError],
     group: Group,
     name: str,
     inputs: list[str],
     layer: int | None,
     layers: int,
 ) -> Wanted:
+    """What is wanted of one tensor; the first tensor that a parameter is missing for is noted."""
     method = THEIRS[document.merge_method]
+
+    def value_of(parameter: Parameter, scopes: tuple[Settings, ...], *at: Any) -> Value | None:
+        try:
+            return look_up(parameter, scopes, *at)
+        except UsageError as error:
+            missing.setdefault((parameter.name, at[3] if len(at) > 3 else None), error)
+            return None
+
     shared = {
-        parameter.name: look_up(parameter, group.scopes, name, layer, layers)
+        parameter.name: value_of(parameter, group.scopes, name, layer, layers)
         for parameter in method.parameters.values()
         if not parameter.each
     }
@@ -258,7 +279,7 @@ def _wanted(
     for source, own in zip(group.sources, inputs, strict=True):
         scopes: tuple[Settings, ...] = (source.parameters, *group.scopes)
         values = {
-            parameter.name: look_up(parameter, scopes, own, layer, layers, source.model)
+            parameter.name: value_of(parameter, scopes, own, layer, layers, source.model)
             for parameter in method.parameters.values()
             if method.has_own(parameter, group.is_base(source))
         }

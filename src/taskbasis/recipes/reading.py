@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from taskbasis.errors import FileError
+from taskbasis.io.regular import read_regular
 from taskbasis.recipes.groups import check_document
 from taskbasis.recipes.parsing import parse_document
 from taskbasis.recipes.problems import NOWHERE, Findings
@@ -39,12 +40,9 @@ def read_recipe(source: str | Path) -> RecipeFile:
 
 
 def _text(path: Path) -> str:
+    raw = read_regular(path, 4 * MOST_CHARACTERS)
     try:
-        with path.open("rb") as file:
-            raw = file.read(4 * MOST_CHARACTERS + 1)
         return raw.decode("utf-8-sig")
-    except OSError as error:
-        raise FileError(f"{path}: the recipe cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise FileError(f"{path}: no text in UTF-8 (byte {error.start}); a recipe is") from None
 

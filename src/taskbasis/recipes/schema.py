@@ -133,8 +133,9 @@ class Tokenizer:
 class Document:
     """One merge: exactly one of ``models``, ``slices`` and ``modules`` is there.
 
-    ``tokenizer_source: X`` is ``tokenizer: {source: X}``. ``dtype`` is what inputs are cast to
-    before they are merged, ``out_dtype`` what the output is cast to.
+    ``tokenizer_source: X`` is ``tokenizer: {source: X}``. The output is stored in ``out_dtype``,
+    else in ``dtype``, else in the widest dtype of a tensor's inputs. Nothing is rounded to
+    ``dtype`` before it is merged, as mergekit does; where that makes a difference a note says so.
     """
 
     merge_method: str

@@ -51,6 +51,10 @@ def _rule(token: str, tree: Tree, findings: Findings) -> TokenRule:
         findings.wrong(force.mark, f"force is true or false; got {force.kind}")
     forced = force is not None and force.value is True
     source = fields.get("source")
+    if force is not None and forced and source is None:
+        findings.wrong(
+            force.mark, "force: true needs a source, which the token's row is taken from"
+        )
     return TokenRule(None if source is None else _source(source, findings), forced)
 
 

@@ -16,10 +16,21 @@ ORDER = (
     "measure",
     "checkpoints",
     "compare",
+    "inside",
+    "shares",
+    "records",
+    "targets",
     "report",
+    "references",
     "rival",
     "jobs",
-    "spine",
+    "pieces",
+    "checking",
+    "work",
+    "picture",
+    "speed_page",
+    "speed",
+    "growth",
     "importance",
     "results_page",
 )
@@ -77,15 +88,10 @@ def rival(scripts: dict[str, ModuleType]) -> ModuleType:
 
 
 @pytest.fixture
-def jobs(scripts: dict[str, ModuleType], measure: ModuleType) -> ModuleType:
-    """``jobs.py``."""
-    return scripts["jobs"]
-
-
-@pytest.fixture
-def spine(
+def speed(
     scripts: dict[str, ModuleType], measure: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> ModuleType:
-    """``spine.py``, spared from measuring the machine's memory."""
-    monkeypatch.setattr(scripts["report"], "fresh_memory_seconds", lambda: 0.25)
-    return scripts["spine"]
+    """``speed.py``, spared from measuring the machine's memory."""
+    for name in ("report", "jobs"):
+        monkeypatch.setattr(scripts[name], "fresh_memory_seconds", lambda: 0.25)
+    return scripts["speed"]

@@ -11,7 +11,10 @@ import pytest
 FOLDER = Path(__file__).parents[3] / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["compare", "measure", "report"])
+@pytest.mark.parametrize(
+    "name",
+    ["checking", "compare", "growth", "measure", "picture", "references", "report", "shares"],
+)
 def test_examples(scripts: dict[str, ModuleType], name: str) -> None:
     result = doctest.testmod(scripts[name])
     assert result.attempted > 0
@@ -24,11 +27,12 @@ def test_the_readme_names_every_script() -> None:
     assert {name for name in scripts if f"`{name}`" not in text} == set()
 
 
+@pytest.mark.parametrize("name", ["speed", "growth"])
 def test_the_readme_names_every_option(
-    scripts: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
+    scripts: dict[str, ModuleType], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        scripts["spine"].parse(["--help"])
+        scripts[name].parse(["--help"])
     told = capsys.readouterr().out.split("options:")[1]
     options = {word.strip(",") for word in told.split() if word.startswith("--")} - {"--help"}
     text = (FOLDER / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The table and the targets."""
+"""The records, the targets and the table."""
 
 from __future__ import annotations
 
@@ -9,88 +9,176 @@ from types import ModuleType
 import pytest
 
 MIB = 1 << 20
+Scripts = dict[str, ModuleType]
 
 
-def row(report: ModuleType, measure: ModuleType, **fields: object) -> object:
-    wall, code, peak = fields.pop("wall", 1.0), fields.pop("code", 0), fields.pop("peak", MIB)
-    runs = [measure.Run(wall, 0.5, 0.25, peak, code)]  # type: ignore[arg-type]
-    default = {"job": "add", "by": report.OURS, "runs": runs, "first": 2.0}
-    return report.Row(**{**default, **fields})
+def timing(scripts: Scripts, **fields: object) -> object:
+    walls, peak = fields.pop("walls", (1.0,)), fields.pop("peak", MIB)
+    runs = tuple(scripts["measure"].Run(wall, 0.5, 0.25, peak, 0) for wall in walls)
+    return scripts["records"].Timing(**{"runs": runs, "first": 2.0, **fields})
 
 
-def test_a_row_compares_with_the_rival_and_the_floor(
-    report: ModuleType, measure: ModuleType
-) -> None:
-    ground = measure.Floor(100, 100, 1000.0, 500.0, 100.0)
-    line = row(report, measure, wall=1.0, floor=ground, passes=3, rival=8.0)
-    assert line.of_rival == 0.125
-    assert line.of_floor == pytest.approx(1.0 / 0.5)
-    assert "| 0.12 | 0.50 (1.30) | 2.00 |" in report.table([line])
+def record(scripts: Scripts, **fields: object) -> object:
+    kind = scripts["records"].Record
+    given = {"job": "linear", "title": "linear", "size": "tiny", "ours": timing(scripts)}
+    return kind(**{**given, **fields})
 
 
-def test_a_row_takes_medians_and_the_worst_peak(report: ModuleType, measure: ModuleType) -> None:
-    runs = [measure.Run(wall, wall, 0.5, int(wall * MIB), 0) for wall in (3.0, 1.0, 2.0)]
-    line = report.Row("add", report.OURS, runs, 1.0)
-    assert report.table([line]).splitlines()[-1] == (
-        "| add | taskbasis | 3 | 2.00 (1.00 to 3.00) | 2.50 (0.50) | 3 MiB |  |  |  |"
+def ground(scripts: Scripts) -> object:
+    return scripts["measure"].Floor(100, 100, 1000.0, 500.0, 100.0)  # 0.1 + 0.2 (1.0) seconds
+
+
+def test_a_record_is_held_against_the_floor(scripts: Scripts) -> None:
+    ours = timing(scripts, walls=(3.0, 1.0, 2.0), inside=(0.5, 0.75, 1.0))
+    found = record(scripts, ours=ours, floor=ground(scripts), passes=3)
+    assert found.floor_seconds == pytest.approx(0.5)
+    assert found.wall_of_floor == pytest.approx(4)
+    assert found.process_of_floor == pytest.approx(1.5)
+    assert found.process_of_synced == pytest.approx(0.75 / 1.3)
+
+
+def test_a_record_without_a_floor_or_that_failed_has_no_ratio(scripts: Scripts) -> None:
+    assert record(scripts).wall_of_floor is None
+    failed = record(scripts, ours=timing(scripts, failed="exit code 3"), floor=ground(scripts))
+    assert (failed.wall_of_floor, failed.process_of_floor, failed.sound) == (None, None, False)
+
+
+def test_a_result_that_must_be_right_and_is_not_is_not_sound(scripts: Scripts) -> None:
+    check = scripts["records"].Check
+    assert not record(scripts, checks=(check("taskbasis", "off", False),)).sound
+    assert record(scripts, checks=(check("mergekit", "off", False, False),)).sound
+
+
+def test_a_job_may_be_held_against_the_rival_of_another(scripts: Scripts) -> None:
+    faster = scripts["records"].times_faster
+    one = record(scripts, job="ties", theirs=timing(scripts, walls=(30.0,)))
+    other = record(scripts, job="ties_paper", beside="ties", ours=timing(scripts, walls=(2.0,)))
+    known = {"ties": one, "ties_paper": other}
+    assert (faster(one, known), faster(other, known)) == (30.0, 15.0)
+    assert faster(other, {"ties_paper": other}) is None
+    broken = record(scripts, theirs=timing(scripts, failed="exit code 1"))
+    assert faster(broken, {"linear": broken}) is None
+
+
+def test_a_record_comes_back_from_json(scripts: Scripts) -> None:
+    check = scripts["records"].Check("taskbasis", "equal", True)
+    found = record(
+        scripts,
+        theirs=timing(scripts, walls=(8.0, 9.0), inside=(7.0, 8.0)),
+        floor=ground(scripts),
+        checks=(check,),
+        load=(0.5, 1.5),
+        profile={"wall": 1.0},
     )
+    kind = scripts["records"].Record
+    assert kind.from_json(json.loads(json.dumps(found.as_json()))) == found
+    plain = record(scripts)
+    assert kind.from_json(json.loads(json.dumps(plain.as_json()))) == plain
 
 
-def test_a_failure_is_shown_as_one(report: ModuleType, measure: ModuleType) -> None:
-    line = row(report, measure, code=2)
-    assert line.failed
-    assert "failed, exit code 2" in report.table([line])
-
-
-def test_every_line_of_a_table_has_as_many_cells_as_its_head(
-    report: ModuleType, measure: ModuleType
-) -> None:
-    ground = measure.Floor(1, 1, 1.0, 1.0, 1.0)
-    rows = [
-        row(report, measure),
-        row(report, measure, code=1),
-        row(report, measure, floor=ground, rival=1e-9),
-    ]
-    assert len({line.count("|") for line in report.table(rows).splitlines()}) == 1
-
-
-def test_memory_targets(report: ModuleType, measure: ModuleType) -> None:
-    rows = [
-        row(report, measure, job="small", peak=report.PEAK_LIMIT - 1),
-        row(report, measure, job="large", peak=report.PEAK_LIMIT),
-        row(report, measure, job="broken", code=1),
-        row(report, measure, job="theirs", by="mergekit", peak=9 * report.PEAK_LIMIT),
-    ]
-    targets = report.peak_targets(rows)
-    assert [target.verdict for target in targets] == ["met", "missed", "missed"]
-    assert [target.found for target in targets] == ["1,024 MiB", "1,024 MiB", "failed"]
+def judged(scripts: Scripts, *records: object) -> dict[str, str]:
+    by_job = {one.job: one for one in records}  # type: ignore[attr-defined]
+    found = scripts["targets"].judge(by_job, {"tiny": 10 * MIB})
+    return {f"{one.job}: {one.promise.partition(': ')[2]}": one.verdict for one in found}
 
 
 @pytest.mark.parametrize(
-    ("wall", "code", "rival_code", "verdict"),
-    [
-        (1.0, 0, 0, "met"),
-        (1.01, 0, 0, "missed"),
-        (1.0, 1, 0, "missed"),
-        (1.0, 0, 1, "not judged"),
-    ],
+    ("inside", "verdict"), [(0.45, "met"), (0.46, "**missed**"), (None, "not judged")]
 )
-def test_the_target_beside_mergekit(
-    report: ModuleType, measure: ModuleType, wall: float, code: int, rival_code: int, verdict: str
-) -> None:
-    ours = row(report, measure, wall=wall, code=code)
-    theirs = row(report, measure, by="mergekit", wall=4.0, code=rival_code)
-    assert report.rival_target(ours, theirs, "add").verdict == verdict
+def test_the_target_beside_the_floor(scripts: Scripts, inside: float | None, verdict: str) -> None:
+    ours = timing(scripts, inside=() if inside is None else (inside,))
+    found = judged(scripts, record(scripts, ours=ours, floor=ground(scripts)))
+    assert found["linear: in process at most 1.5 times the floor"] == verdict
 
 
-def test_without_mergekit_its_target_is_not_judged(report: ModuleType, measure: ModuleType) -> None:
-    target = report.rival_target(row(report, measure), None, "add")
-    assert (target.met, target.found) == (None, "mergekit was not run")
+@pytest.mark.parametrize(("theirs", "verdict"), [(6.0, "met"), (5.9, "**missed**")])
+def test_the_target_beside_mergekit(scripts: Scripts, theirs: float, verdict: str) -> None:
+    found = judged(scripts, record(scripts, theirs=timing(scripts, walls=(theirs,))))
+    assert found["linear: at least 6 times faster than mergekit"] == verdict
+    assert found["task_arithmetic: at least 6 times faster than mergekit"] == "not judged"
+
+
+def test_a_job_that_failed_misses_every_target(scripts: Scripts) -> None:
+    found = judged(scripts, record(scripts, ours=timing(scripts, failed="exit code 1")))
+    own = {promise: verdict for promise, verdict in found.items() if promise.startswith("linear:")}
+    assert len(own) == 3
+    assert set(own.values()) == {"**missed**"}
+
+
+@pytest.mark.parametrize(
+    ("job", "limit"),
+    [("linear", 512), ("ties_capped", 384), ("lora", 522)],
+)
+def test_memory_targets(scripts: Scripts, job: str, limit: int) -> None:
+    promise = f"{job}: peak memory at most {limit} MiB"
+    met = record(scripts, job=job, ours=timing(scripts, peak=limit * MIB))
+    missed = record(scripts, job=job, ours=timing(scripts, peak=limit * MIB + 1))
+    assert judged(scripts, met)[promise] == "met"
+    assert judged(scripts, missed)[promise] == "**missed**"
+
+
+def test_what_does_no_work_has_no_memory_target(scripts: Scripts) -> None:
+    found = judged(scripts, record(scripts, job="help", ours=timing(scripts, peak=1 << 40)))
+    assert not any("peak" in promise for promise in found)
+
+
+def test_the_table(scripts: Scripts) -> None:
+    report = scripts["report"]
+    ours = timing(scripts, walls=(3.0, 1.0, 2.0), inside=(0.45,))
+    theirs = timing(scripts, walls=(16.0,), inside=(8.0,), peak=4096 * MIB)
+    text = report.table(
+        {
+            "linear": record(scripts, ours=ours, theirs=theirs, floor=ground(scripts)),
+            "ties": record(scripts, ours=timing(scripts, failed="exit code 3")),
+            "slerp": record(scripts, theirs=timing(scripts, failed="exit code 1")),
+        }
+    )
+    head, _, first, second, third = text.splitlines()
+    assert first == (
+        "| linear | 2.00 (1.00–3.00) | 0.45 | 0.75 | 1 MiB | 16.00 | 8.00 | 4,096 MiB | 8.00 "
+        "| 0.30 (1.10) | 6.67 | 1.50 |"
+    )
+    assert "failed, exit code 3" in second
+    assert "failed, exit code 1" in third
+    assert len({line.count("|") for line in text.splitlines()}) == 1
+    assert head.startswith("| job |")
+
+
+def test_a_miss_is_explained_by_its_profile(scripts: Scripts) -> None:
+    profile = {"wall": 2.0, "start": 0.5, "seconds": {"reading": 1.5, "fsync": 0.5}}
+    target = scripts["targets"].Target
+    missed = target("linear", "linear: fast", "9", False)
+    lines = [missed, target("linear", "small", "9", False, by_profile=False)]
+    text = scripts["report"].target_table(lines, {"linear": record(scripts, profile=profile)})
+    assert "| linear: fast | 9 | **missed** | one worker, 2.00 s in process: reading 75 %" in text
+    assert "| small | 9 | **missed** |  |" in text
+
+
+def test_noise_and_checks_are_told(scripts: Scripts) -> None:
+    check = scripts["records"].Check
+    known = {
+        "linear": record(
+            scripts,
+            ours=timing(scripts, walls=(1.0, 1.5)),
+            checks=(check("taskbasis", "equal", True), check("mergekit", "off", False, False)),
+            load=(0.5, 2.5),
+            fresh=0.75,
+        )
+    }
+    text = scripts["report"].noise(known)
+    assert "load 0.50 to 2.50" in text
+    assert "1.50 times the fastest" in text
+    assert "0.75 to 0.75 s" in text
+    assert scripts["report"].checks(known) == [
+        "linear, taskbasis: equal",
+        "linear, mergekit: off (not ours to get right)",
+    ]
 
 
 def test_the_machine_is_described_without_its_name(
-    report: ModuleType, monkeypatch: pytest.MonkeyPatch
+    scripts: Scripts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    report = scripts["report"]
     monkeypatch.setattr(report, "fresh_memory_seconds", lambda: 0.25)
     about = report.machine()
     assert about["cores"] >= 1
@@ -98,22 +186,7 @@ def test_the_machine_is_described_without_its_name(
     assert os.uname().nodename not in json.dumps(about)
 
 
-def test_the_cpu_model(report: ModuleType) -> None:
+def test_the_cpu_model(scripts: Scripts) -> None:
+    report = scripts["report"]
     assert report._cpu_model("processor\t: 0\nmodel name\t: Some: CPU\n") == "Some: CPU"
     assert report._cpu_model("") != ""
-
-
-def test_a_row_as_json(report: ModuleType, measure: ModuleType) -> None:
-    ground = measure.Floor(100, 100, 1000.0, 500.0, 100.0)
-    data = json.loads(json.dumps(report.as_json(row(report, measure, floor=ground))))
-    assert data["wall"] == {"median": 1.0, "low": 1.0, "high": 1.0}
-    assert data["floor_seconds"] == pytest.approx(0.3)
-    assert data["runs"][0]["system"] == 0.25
-    assert report.as_json(row(report, measure))["floor"] is None
-
-
-def test_the_page(report: ModuleType, measure: ModuleType) -> None:
-    rows = [row(report, measure)]
-    text = report.page("Title", ["a fact"], rows, report.peak_targets(rows))
-    assert text.startswith("# Title\n\n- a fact\n\n| job |")
-    assert "| add: peak memory below 1,024 MiB | 1 MiB | met |" in text

@@ -8,25 +8,33 @@ from types import ModuleType
 import yaml
 
 
-def test_the_recipe(rival: ModuleType) -> None:
+def test_a_recipe_is_yaml_and_may_hold_any_path(rival: ModuleType) -> None:
     base, tuned = Path("/models/the base: 'a'"), [Path("/models/one"), Path("/models/two")]
-    recipe = yaml.safe_load(rival.task_arithmetic(base, tuned, 0.5, "float32"))
-    assert recipe == {
-        "merge_method": "task_arithmetic",
+    text = rival.recipe("ties", tuned, base, {"weight": 0.5, "density": 0.2}, {"normalize": True})
+    each = {"weight": 0.5, "density": 0.2}
+    assert yaml.safe_load(text) == {
+        "merge_method": "ties",
         "base_model": str(base),
-        "models": [{"model": str(one), "parameters": {"weight": 0.5}} for one in tuned],
+        "models": [{"model": str(one), "parameters": each} for one in tuned],
+        "parameters": {"normalize": True},
         "dtype": "float32",
         "out_dtype": "bfloat16",
     }
 
 
-def test_the_command_copies_no_tokenizer_and_writes_no_card(
-    rival: ModuleType, tmp_path: Path
-) -> None:
-    words = rival.Mergekit(tmp_path).command(Path("r.yml"), Path("out"), "5B")
-    assert words[:3] == [str(tmp_path / "bin" / "mergekit-yaml"), "r.yml", "out"]
+def test_a_recipe_holds_nothing_that_was_not_given(rival: ModuleType) -> None:
+    found = yaml.safe_load(rival.recipe("linear", [Path("/one")]))
+    assert found["models"] == [{"model": "/one"}]
+    assert "base_model" not in found
+    assert "parameters" not in found
+
+
+def test_the_commands(rival: ModuleType) -> None:
+    words = rival.merging(Path("r.yml"), Path("out"))
+    assert words[:2] == ["r.yml", "out"]
     assert {"--no-copy-tokenizer", "--no-write-model-card"} <= set(words)
-    assert words[-2:] == ["--out-shard-size", "5B"]
+    words = rival.extracting(Path("base"), Path("tuned"), Path("out"), 16, "proj")
+    assert {"--model=tuned", "--base-model=base", "--max-rank=16"} <= set(words)
 
 
 def test_whether_it_is_installed(rival: ModuleType, tmp_path: Path) -> None:

@@ -202,9 +202,13 @@ def test_what_rounding_takes_and_three_ways_out(write_folder: Write) -> None:
     lost, cure, other = sentences(write_folder, step(1, 0.001), dtype="bfloat16")
     assert lost.startswith("rounding to bfloat16 loses ")
     assert "of the changed entries stay as they are, and" in lost
-    assert cure == "stored in float32, all tensors would bring that to 0.0%, for 3.20 kB more"
+    assert cure == (
+        "stored in float32, all tensors would bring that to 0.0%, for 3.20 kB more: write the "
+        "model with --dtype float32"
+    )
     assert other.startswith("stochastic rounding would make ")
     assert "(on average all of it)" in other
+    assert other.endswith("write the model with --dtype bfloat16 --rounding stochastic")
 
 
 def test_where_not_even_float32_reaches_the_target(write_folder: Write) -> None:
@@ -212,7 +216,10 @@ def test_where_not_even_float32_reaches_the_target(write_folder: Write) -> None:
     lost, cure, _ = sentences(write_folder, step(1, 2e-7), dtype="bfloat16", **options)
     assert "(of the base alone as much as " in lost
     assert cure.startswith("in float32 ")
-    assert cure.endswith("would still be lost, above the 0.0001% aimed at; it takes 3.20 kB more")
+    assert cure.endswith(
+        "would still be lost, above the 0.0001% aimed at; it takes 3.20 kB more, with --dtype "
+        "float32"
+    )
     lost, cure, _ = sentences(lambda n, t: write_folder(f"b/{n}", t), step(1, 2e-7), **options)
     assert lost.startswith("rounding to float32 (as in the base) loses ")
     assert "base alone" not in lost

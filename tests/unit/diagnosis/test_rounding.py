@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from taskbasis.diagnosis import diagnose
 from taskbasis.diagnosis.loops import SUMS
-from taskbasis.diagnosis.rounding import fewest
+from taskbasis.diagnosis.rounding import fewest, patterns
 from taskbasis.vectors import Checkpoint, TaskVector
 
 
@@ -56,6 +57,25 @@ def test_no_smaller_set_reaches_the_target(rows: list[tuple[int, int]], target: 
         left = sum(s[1] for name, s in sums.items() if name not in names)
         assert left / squares > target**2 * (1 - 1e-12)
     assert then <= target * (1 + 1e-9) + 1e-12
+
+
+def test_patterns_match_the_chosen_names_and_no_other() -> None:
+    known = [f"layers.{n}.{part}" for n in range(12) for part in ("up", "norm")] + ["a[1]*", "a1x"]
+    ups = [name for name in known if name.endswith("up")]
+    assert patterns(ups, known) == ("layers.*.up",)
+    assert patterns(ups[:-1], known) == tuple(ups[:-1])
+    assert patterns(["layers.3.norm", "a[1]*"], known) == ("layers.3.norm", "a[[]1][*]")
+    assert patterns([], known) == ()
+    assert patterns(known, known) == ("*",)
+
+
+@given(st.lists(st.text("ab.01*?[", min_size=1, max_size=4), unique=True, max_size=12), st.data())
+def test_any_names_are_matched_exactly(known: list[str], data: st.DataObject) -> None:
+    chosen = [name for name in known if data.draw(st.booleans())]
+    found = patterns(chosen, known)
+    matched = [n for n in known if any(fnmatchcase(n, pattern) for pattern in found)]
+    assert matched == chosen
+    assert len(found) <= len(chosen)
 
 
 def small_step(write_folder: Callable[..., Path], by: float) -> tuple[Checkpoint, TaskVector]:
@@ -124,3 +144,26 @@ def test_every_tensor_has_its_own_dtype_where_none_is_asked(
     ]
     assert found.rounding.whole.dtype == "bfloat16"
     assert found.rounding.in_float32 == ("a",)
+
+
+def test_what_the_vectors_leave_alone_is_not_stored_in_float32(
+    write_folder: Callable[..., Path],
+) -> None:
+    """As of an adapter: layers above it have the same names, and cost the most room."""
+    random = np.random.default_rng(0)
+    names = [f"h.{n}.w" for n in range(4)]
+    base = {n: random.uniform(1, 1.9, (20, 30)).astype(ml_dtypes.bfloat16) for n in names}
+    tuned = {n: v.astype(np.float32) + np.float32(1 / 512) for n, v in base.items()}
+    origin = Checkpoint(write_folder("base", base))
+    write_folder("tuned", tuned)
+    some = TaskVector(origin, origin.path.parent / "tuned", exclude=["h.2.w", "h.3.w"])
+    found = diagnose([some]).rounding
+    assert found is not None
+    assert found.in_float32 == ("h.0.w", "h.1.w")
+    assert found.keep == ("h.0.w", "h.1.w")
+    assert found.more_bytes == 2 * 2 * 600
+    assert found.advice["float32"] == ["--keep-float32", "h.0.w", "--keep-float32", "h.1.w"]
+    whole = diagnose([TaskVector(origin, origin.path.parent / "tuned")]).rounding
+    assert whole is not None
+    assert whole.advice["float32"] == ["--dtype", "float32"]
+    assert whole.more_bytes == 2 * 4 * 600

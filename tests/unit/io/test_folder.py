@@ -278,7 +278,7 @@ def test_links_are_followed_as_hub_caches_need(
     assert_holds(open_tensors(snapshot))
     (snapshot / "model.safetensors").unlink()
     (snapshot / "model.safetensors").symlink_to(tmp_path / "gone")
-    with pytest.raises(FileError, match=r"model\.safetensors: cannot be read"):
+    with pytest.raises(FileError, match=r"model\.safetensors: cannot be opened"):
         open_tensors(snapshot)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from huggingface_hub import constants
 
 from taskbasis.errors import FileError, UsageError
 from taskbasis.io.hub import resolve
-from taskbasis.io.upload import files_to_send, repo_to_send_to, upload
+from taskbasis.io.upload import files_to_send, hidden_files, repo_to_send_to, upload
 
 TENSORS = {"w": np.ones(3, np.float32)}
 
@@ -166,3 +167,44 @@ def test_no_network(hub: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(FileError, match=r"^me/merged: could not be sent: ") as caught:
         upload(model, "me/merged")
     assert "\n" not in str(caught.value)
+
+
+def test_links_inside_are_sent_as_files(model: Path) -> None:
+    (model / "again.json").symlink_to("config.json")
+    (model / ".secret.json").symlink_to("/etc/passwd")  # hidden: neither sent nor looked at
+    found = files_to_send(model)
+    assert found["again.json"] == found["config.json"]
+    assert ".secret.json" not in found
+
+
+def test_what_would_be_sent_or_left_out_unseen_is_refused(model: Path) -> None:
+    outside = model.parent / "outside"
+    outside.mkdir()
+    (outside / "key.txt").write_text("secret")
+    for name, target, sentence in (
+        ("a.txt", "../outside/key.txt", "a.txt: is a link to .*key.txt, outside of the folder, wh"),
+        ("b", str(outside), "b: is a link to .*outside, outside of the folder"),
+        ("c.txt", "nowhere.txt", "c.txt: is a link to .*nowhere.txt, where nothing is; remove it"),
+        ("d", "1_Dense", "d: is a link to the folder .*1_Dense, whose files would be left out"),
+        ("e.txt", "e.txt", "e.txt: is a link to "),
+    ):
+        (model / name).symlink_to(target)
+        for send in (files_to_send, lambda folder: upload(folder, "me/merged")):
+            with pytest.raises(FileError, match=sentence):
+                send(model)
+        (model / name).unlink()
+    os.mkfifo(model / "1_Dense" / "pipe")
+    with pytest.raises(FileError, match="pipe: is no plain file, so it cannot be sent; remove it"):
+        files_to_send(model)
+
+
+def test_a_folder_that_is_a_link_itself(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(model)
+    (model / "again.json").symlink_to("config.json")
+    assert files_to_send(tmp_path / "link") == files_to_send(model)
+
+
+def test_what_is_hidden_is_known(model: Path) -> None:
+    (model / "1_Dense" / ".cache").write_text("")
+    assert hidden_files(model) == [".cache", ".token", "1_Dense/.cache"]
+    assert not set(hidden_files(model)) & set(files_to_send(model))

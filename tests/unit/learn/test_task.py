@@ -354,13 +354,13 @@ def test_running_statistics_are_the_models_own() -> None:
     import torch
 
     from taskbasis.learn import Problem
-    from taskbasis.learn.task import _put
+    from taskbasis.learn.task import put_model
     from taskbasis.recipe import Naming
 
     module = torch.nn.BatchNorm1d(2)
     problem = Problem(module, [0], list, lambda *_: None)
     given = {name: np.full(p.shape, 3.0, np.float32) for name, p in module.named_parameters()}
     given |= {"running_mean": np.array([1, 2], "f4"), "running_var": np.array([4, 5], "f4")}
-    _put(problem, given, Naming())
+    put_model(problem.module, problem.names, given, Naming())
     for name, values in given.items():
         np.testing.assert_array_equal(dict(module.state_dict())[name].numpy(), values)

@@ -105,6 +105,7 @@ DAMAGE = {
     "shapes missing": edit("shapes", ...),
     "shape of a tensor missing": edit("shapes/norm.weight", ...),
     "shape negative": edit("shapes/norm.weight", [-6]),
+    "shape infinite": edit("shapes/norm.weight", [float("inf")]),
     "shape a word": edit("shapes/norm.weight", "six"),
     "options missing": edit("options", ...),
     "base missing": edit("base", ...),
@@ -124,6 +125,9 @@ OF_ATOMS = {
     "dtype another": edit("dtype", "BF16"),
     "dtype unknown": edit("dtype", "F7"),
     "dtype missing": edit("dtype", ...),
+    "dtype empty": edit("dtype", ""),
+    "dtype null, though atoms are stored": edit("dtype", None),
+    "a tensor that nobody names": lambda record, tensors: tensors.update(more=np.ones(3)),
 }
 
 

@@ -11,7 +11,13 @@ import pytest
 from taskbasis import Basis, Checkpoint, Design, TaskVector, fit
 from taskbasis.errors import BaseError, FileError, HeaderError, UsageError
 from taskbasis.granularity import group_name, group_tensors
-from taskbasis.library.resolve import open_any, open_vector, open_vectors, task_name
+from taskbasis.library.resolve import (
+    named_specs,
+    open_any,
+    open_vector,
+    open_vectors,
+    task_name,
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +85,46 @@ def test_specs_that_lead_nowhere(tasks: Any, shelf: Path) -> None:
 )
 def test_the_name_of_a_task(spec: str, name: str, path: str) -> None:
     assert task_name(spec) == (name, path)
+
+
+@pytest.mark.parametrize(
+    ("specs", "names"),
+    [
+        (["org/x@v1"], ["x"]),
+        (["hf://org/x@v1/sub", "org/y"], ["x", "y"]),
+        (["org/x@v1", "org/x@v2"], ["x@v1", "x@v2"]),
+        (["org/x", "org/x@v2"], ["x", "x@v2"]),
+        (["runs/x", "org/x@v2", "z=org/x@v3"], ["x", "x@v2", "z"]),
+        (["runs/7/x@v1"], ["x@v1"]),
+    ],
+)
+def test_revisions_are_part_of_a_name_only_where_they_must(
+    specs: list[str], names: list[str]
+) -> None:
+    assert [name for name, _ in named_specs(specs)] == names
+
+
+@pytest.mark.parametrize("specs", [["runs/x", "vectors/x"], ["org/x@v1", "org/x@v1"]])
+def test_two_of_one_name(specs: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"two vectors are called '.*'; name them as NAME=PATH"):
+        named_specs(specs)
+
+
+def test_a_folder_whose_name_has_a_revision(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "x@v1").mkdir(parents=True)
+    assert named_specs(["runs/x@v1"]) == [("x@v1", "runs/x@v1")]
+
+
+def test_what_we_write_opens_behind_a_url(tasks: Any, shelf: Path) -> None:
+    """A basis is read by ranges; so are masks and scores, by the same opener."""
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    (file,) = list((shelf / "lib").rglob("*.safetensors"))
+    memory.pipe("/taskbasis-lib/lib.safetensors", file.read_bytes())
+    here, there = Basis.open(file), Basis.open("memory://taskbasis-lib/lib.safetensors")
+    assert there.names == here.names
+    name = here.names[0]
+    np.testing.assert_array_equal(tasks.flat(there[name]), tasks.flat(here[name]))
 
 
 def test_the_name_of_a_task_of_a_basis(shelf: Path) -> None:

@@ -316,7 +316,12 @@ def test_the_same_bytes_for_any_number_of_workers(write_adapter: Write, tmp_path
             )
             written.append({path.name: path.read_bytes() for path in out.iterdir()})
         assert written[0] == written[1] == written[2]
-        assert set(written[0]) == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+        assert set(written[0]) == {
+            "README.md",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "taskbasis_digests.json",
+        }
 
 
 def test_the_base_is_named_once(write_adapter: Write, config: Any, tmp_path: Path) -> None:
@@ -450,7 +455,7 @@ def test_whole_tensors_need_the_base(
     add_adapters({"one": one}, {}, tmp_path / "out", base=same, engine=ONE)
     assert set(products(tmp_path / "out")) == {"q.weight"}
     other = write_folder("other", {"q.weight": COLUMN @ ROW, "emb.weight": 2 * table})
-    assert "was resized or trained beside the factors" in refused(
+    assert "was trained whole, so no factors hold its change; make a model of it" in refused(
         MismatchError, tmp_path / "new", {"one": one}, base=other
     )
 

@@ -65,7 +65,7 @@ tokenizers = st.builds(
     st.just("union") | refs,
     st.dictionaries(
         texts,
-        st.builds(TokenRule, st.none() | st.just(TokenSource()), st.booleans()),
+        st.just(TokenRule()) | st.builds(TokenRule, st.just(TokenSource()), st.booleans()),
         max_size=2,
     ),
     st.none() | st.integers(1, 512),

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis.compiling import jit
 from taskbasis.errors import UsageError, check_word
-from taskbasis.kernels import jit
 from taskbasis.methods.base import Chunk, Method, PerVector, State, Unit, per_vector
 from taskbasis.methods.cutoff import check_density
 from taskbasis.methods.trimming import (

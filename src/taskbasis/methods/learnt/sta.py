@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis import counting
 from taskbasis.errors import UsageError
 from taskbasis.granularity import Granularity
 from taskbasis.methods.base import Chunk, Need, Selecting, State
@@ -133,14 +134,14 @@ class Sta(Selecting):
     def select(self, chunk: Chunk, state: State) -> NDArray[np.bool_]:
         comparable = self._comparable(chunk, state)
         scores = self._of_effect(comparable, chunk)
-        kept = np.ones(scores.shape, np.bool_)
         if self.density < 1:
-            kept &= scores >= state[-1][:, None]
+            kept = np.asarray(scores >= state[-1][:, None])
+        else:
+            kept = np.ones(scores.shape, np.bool_)
         if self.threshold:
             kept &= comparable >= np.float32(self.threshold)
         if self.disjoint():
-            best = np.argmax(np.where(kept, scores, -1), axis=0)
-            kept &= np.arange(len(scores))[:, None] == best
+            counting.leave_best(scores, kept)
         return kept
 
     def _comparable(self, chunk: Chunk, state: State) -> NDArray[np.float32]:

@@ -1,0 +1,124 @@
+"""Loops that numba compiles, which is imported only when the first of them is called.
+
+Importing numba takes longer than finding out that a file is missing, so whoever only looks at
+headers, asks for help or mistypes a name never waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, MutableMapping
+from functools import update_wrapper
+from threading import RLock
+from typing import Any, TypeVar, cast
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_lock = RLock()
+_choices: list[tuple[Callable[..., Any], Callable[..., Any]]] = []
+_tell: Callable[[], None] | None = None
+
+
+def jit(**options: Any) -> Callable[[_F], _F]:
+    """A loop compiled for this machine, that lets other threads run; it is cached on disk.
+
+    Where no folder for a cache can be written to, it is compiled anew in every process.
+
+    >>> @jit()
+    ... def double(x):
+    ...     return 2 * x
+    >>> double.__name__
+    'double'
+    """
+
+    def mark(function: _F) -> _F:
+        return cast(_F, _Loop(function, options))
+
+    return mark
+
+
+def chosen_by_type(stub: Callable[..., Any]) -> Callable[[_F], _F]:
+    """Registers what ``numba.extending.overload`` is given for a stub, once numba is there."""
+
+    def note(choice: _F) -> _F:
+        _choices.append((stub, choice))
+        return choice
+
+    return note
+
+
+def on_first_compilation(tell: Callable[[], None] | None) -> None:
+    """Call ``tell`` once when a loop has to be compiled, not when it comes from the cache."""
+    global _tell
+    _tell = tell
+
+
+class _Loop:
+    """Stands for a compiled function until one of its module is called."""
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._function, self._options = function, options
+        self._compiled: Callable[..., Any] | None = None
+        update_wrapper(self, function)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.compiled()(*args)
+
+    def compiled(self) -> Callable[..., Any]:
+        """The function that numba compiles at its first call."""
+        with _lock:
+            _prepare()  # which may compile this one
+            if self._compiled is None:
+                import numba
+
+                options = {"nogil": True, "error_model": "numpy", **self._options}
+                try:
+                    self._compiled = numba.njit(cache=True, **options)(self._function)
+                except RuntimeError:  # neither the package's folder nor the user's takes a file
+                    self._compiled = numba.njit(**options)(self._function)
+                _replace(self._function.__globals__)
+            return self._compiled
+
+
+def _replace(names: MutableMapping[str, Any]) -> None:
+    """Put compiled functions in a module's own names: numba looks there for what a loop calls."""
+    for name, value in list(names.items()):
+        if isinstance(value, _Loop):
+            names[name] = value.compiled()
+
+
+def _prepare() -> None:
+    """Register what was noted since the last time."""
+    if not _choices and _listening:
+        return
+    from numba.extending import overload
+
+    while _choices:
+        stub, choice = _choices.pop()
+        overload(stub)(choice)
+        _replace(choice.__globals__)
+    _listen()
+
+
+_listening = False
+
+
+def _listen() -> None:
+    global _listening
+    if _listening:
+        return
+    _listening = True
+    from numba.core.event import Listener, register
+
+    class Once(Listener):  # type: ignore[misc]
+        """Tells of the first compilation only; the others follow within seconds."""
+
+        def on_start(self, event: Any) -> None:
+            global _tell
+            tell, _tell = _tell, None
+            if tell is not None:
+                tell()
+
+        def on_end(self, event: Any) -> None:
+            pass
+
+    register("numba:compile", Once())
