@@ -15,7 +15,7 @@ import yaml
 
 from taskbasis._version import __version__
 from taskbasis.errors import FileError, UsageError
-from taskbasis.io.hub import HubId, cached_id, parse_id
+from taskbasis.io.ids import HubId, cached_id, parse_id
 from taskbasis.io.regular import read_regular
 from taskbasis.methods import Method
 from taskbasis.methods.registry import plain

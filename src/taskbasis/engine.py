@@ -219,4 +219,5 @@ def raise_open_files_limit() -> None:
     """Allow as many open files as the system grants: hundreds of sharded checkpoints need it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        with suppress(ValueError, OSError):  # some systems grant less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

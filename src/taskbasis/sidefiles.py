@@ -11,9 +11,9 @@ from taskbasis.card import CARD
 from taskbasis.errors import FileError
 from taskbasis.io.digests import FILE as DIGESTS_FILE
 from taskbasis.io.dtypes import DType
-from taskbasis.io.folder import INDEX_SUFFIX, SAFETENSORS, WEIGHT_SUFFIXES
 from taskbasis.io.regular import check_inside, read_json
 from taskbasis.io.remote import Url, side_files
+from taskbasis.io.suffixes import INDEX_SUFFIX, SAFETENSORS, WEIGHT_SUFFIXES
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import Staged
 

@@ -13,9 +13,10 @@ from taskbasis.digest import digests_of, store_digests
 from taskbasis.engine import Engine
 from taskbasis.errors import FileError, HeaderError, TaskbasisError, UsageError
 from taskbasis.io import digests
-from taskbasis.io.folder import INDEX_SUFFIX, SAFETENSORS, weight_map_of
+from taskbasis.io.folder import weight_map_of
 from taskbasis.io.regular import read_json, read_regular
 from taskbasis.io.safetensors import read_safetensors
+from taskbasis.io.suffixes import INDEX_SUFFIX, SAFETENSORS
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.sidefiles import RECIPE_FILE
 

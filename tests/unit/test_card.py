@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from taskbasis import card as card_module
 from taskbasis.card import agreed, command, hub_id, licence, model_card, portable
 from taskbasis.cli import run
-from taskbasis.io.hub import HubId
+from taskbasis.io.ids import HubId
 from taskbasis.methods import Method, method, registered
 from taskbasis.sidefiles import RECIPE_FILE
 

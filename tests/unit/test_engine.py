@@ -269,6 +269,22 @@ def test_resident_bytes_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resident_bytes() >= now * 0.9
 
 
+def test_a_system_that_grants_fewer_open_files_than_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """macOS says that there is no limit, and refuses to set none."""
+
+    def refuse(kind: int, limits: tuple[int, int]) -> None:
+        refused.append(limits)
+        raise ValueError("current limit exceeds maximum limit")
+
+    refused: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (256, -1))
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    assert list(Engine(workers=1).map(lambda x, _: x + 1, [1, 2], one, "adding")) == [2, 3]
+    assert refused == [(-1, -1)]
+
+
 def test_open_files_are_allowed_as_far_as_the_system_grants() -> None:
     import resource
 

@@ -60,7 +60,9 @@ def test_which_files_go_with_it(base: Path, copied: Copy, tmp_path: Path) -> Non
     (base / "original").mkdir()
     (base / "original" / "params.json").write_text("{}")
     (base / "original" / "model.pth").write_bytes(b"weights")
-    (base / "pytorch_model.bin").write_bytes(b"weights")
+    others = ("pytorch_model.bin", "rust_model.ot", "64.tflite", "model.onnx_data")
+    for name in others:
+        (base / name).write_bytes(b"weights")
     (base / ".cache").mkdir()
     (base / ".cache" / "lock").write_text("")
     left = copied(skip=("notes.yml",))
@@ -69,7 +71,7 @@ def test_which_files_go_with_it(base: Path, copied: Copy, tmp_path: Path) -> Non
         "model.safetensors", "original/params.json", "tokenizer.json", "vocab.txt"
     ]  # fmt: skip
     assert (out / "vocab.txt").read_text() == "text of vocab.txt"
-    assert set(left) >= {"README.md", "pytorch_model.bin", "original/model.pth"}
+    assert set(left) >= {"README.md", *others, "original/model.pth"}
     assert RECIPE_FILE not in left
 
 

@@ -393,6 +393,13 @@ def test_a_tokenizer_that_cannot_be_read(made: Make, models: Any, write_folder: 
         made(text + "tokenizer_source: union\n")
 
 
+def test_a_number_far_beyond_the_others(made: Make, models: Any) -> None:
+    path = Path("a", "tokenizer.json")
+    path.write_text(path.read_text().replace('"new": 4', '"new": 2000000000'))
+    with pytest.raises(TaskbasisError, match="gives 'new' the number 2000000000, but has only 5"):
+        made(ARITHMETIC + "tokenizer_source: a\n")
+
+
 def test_no_embeddings_by_name(made: Make, models: Any, write_folder: Any) -> None:
     for name in ("a", "base"):
         held = {"w": models[name][EMBED], "model.layers.0.x": np.ones(2, np.float32)}

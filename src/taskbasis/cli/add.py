@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from taskbasis.cli.options import Output, exclude_option, model_output, scale_option
+from taskbasis.cli.options import Output, Source, exclude_option, model_output, scale_option
 
 
 @click.command()
-@click.argument("base")
-@click.argument("vectors", nargs=-1, required=True)
+@click.argument("base", type=Source())
+@click.argument("vectors", type=Source(), nargs=-1, required=True)
 @scale_option
 @exclude_option
 @model_output

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from taskbasis.cli.options import Output, exclude_option, model_output, scale_option
+from taskbasis.cli.options import Output, Source, exclude_option, model_output, scale_option
 
 
 @click.command()
-@click.argument("base")
+@click.argument("base", type=Source())
 @click.option("--plus", multiple=True, required=True, help="C and B; repeat the option.")
 @click.option("--minus", multiple=True, required=True, help="A; may be repeated.")
 @scale_option

@@ -8,6 +8,7 @@ import click
 
 from taskbasis.cli.options import (
     Output,
+    Source,
     apply_masks,
     engine_options,
     exclude_option,
@@ -40,7 +41,7 @@ def basis() -> None:
 
 
 @basis.command()
-@click.argument("vectors", nargs=-1, required=True)
+@click.argument("vectors", type=Source(), nargs=-1, required=True)
 @click.option("-k", "size", help="Atoms: a count, a fraction of the tasks, or error=0.1.")
 @click.option(
     "--method",

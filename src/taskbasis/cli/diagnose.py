@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from taskbasis.cli.options import (
+    Source,
     engine_options,
     exclude_option,
     print_table,
@@ -28,7 +29,7 @@ MANY = 10
 
 
 @click.command()
-@click.argument("vectors", nargs=-1, required=True)
+@click.argument("vectors", type=Source(), nargs=-1, required=True)
 @click.option("--base", help="What they were taken from; needed for checkpoints and adapters.")
 @click.option("--dtype", help="Of the merged model. [default: as in the base]")
 @scale_option

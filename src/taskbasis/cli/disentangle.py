@@ -9,6 +9,7 @@ import click
 from taskbasis.cli.options import (
     LOSS_WORTH_A_WARNING,
     Output,
+    Source,
     exclude_option,
     print_table,
     rounding_loss,
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("base")
-@click.argument("vectors", nargs=-1, required=True)
+@click.argument("base", type=Source())
+@click.argument("vectors", type=Source(), nargs=-1, required=True)
 @click.option(
     "--granularity",
     type=click.Choice(["model", "layer", "tensor"]),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from taskbasis.cli.options import Output, exclude_option, vector_output
+from taskbasis.cli.options import Output, Source, exclude_option, vector_output
 
 
 @click.command()
-@click.argument("base")
-@click.argument("tuned")
+@click.argument("base", type=Source())
+@click.argument("tuned", type=Source())
 @exclude_option
 @vector_output
 def extract(base: str, tuned: str, exclude: tuple[str, ...], output: Output) -> None:

@@ -15,6 +15,7 @@ from taskbasis.cli.forget_search import Search, search_options
 from taskbasis.cli.options import (
     Output,
     Size,
+    Source,
     engine_options,
     exclude_option,
     print_table,
@@ -98,7 +99,7 @@ class Removal:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=Source())
 @click.argument("vector", required=False)
 @click.option("--base", help="What MODEL was merged on, if VECTOR was not taken from MODEL.")
 @click.option("--scale", type=float, help="Lambda, on the selected entries. [default: 1]")

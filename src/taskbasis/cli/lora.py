@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from taskbasis.cli.options import engine_options, exclude_option, print_table, warn
+from taskbasis.cli.options import Source, engine_options, exclude_option, print_table, warn
 from taskbasis.cli.parsing import parse_weights
 from taskbasis.units import bytes_text
 
@@ -54,8 +54,8 @@ def lora() -> None:
 
 
 @lora.command()
-@click.argument("base")
-@click.argument("tuned")
+@click.argument("base", type=Source())
+@click.argument("tuned", type=Source())
 @click.option("--include", multiple=True, help="Adapt only tensors matching this pattern.")
 @exclude_option
 @click.option("--embeddings", is_flag=True, help="Adapt the embeddings, too.")
@@ -111,7 +111,7 @@ def extract(
 
 
 @lora.command()
-@click.argument("adapters", nargs=-1, required=True)
+@click.argument("adapters", type=Source(), nargs=-1, required=True)
 @click.option("--weights", multiple=True, help="Numbers in order, or NAME=NUMBER; 1.")
 @click.option("--base", help="The base's weights, to check every adapter against.")
 @_options

@@ -6,6 +6,7 @@ import click
 
 from taskbasis.cli.options import (
     Output,
+    Source,
     apply_masks,
     exclude_option,
     model_output,
@@ -18,8 +19,8 @@ from taskbasis.cli.recipes import ByRecipe
 
 
 @click.command(cls=ByRecipe)
-@click.argument("base")
-@click.argument("vectors", nargs=-1, required=True)
+@click.argument("base", type=Source())
+@click.argument("vectors", type=Source(), nargs=-1, required=True)
 @click.option("--method", default="sta", show_default=True, help="How; see taskbasis methods.")
 @settings_option
 @scores_option

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import click
 
-from taskbasis.cli.options import Output, exclude_option, model_output, scale_option
+from taskbasis.cli.options import Output, Source, exclude_option, model_output, scale_option
 
 
 @click.command()
-@click.argument("base")
-@click.argument("vector")
+@click.argument("base", type=Source())
+@click.argument("vector", type=Source())
 @scale_option
 @exclude_option
 @model_output

@@ -38,6 +38,18 @@ class Size(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return value if isinstance(value, int) else parse_bytes(value)
 
 
+class Source(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A model, vector or adapter, refused at once where nothing stands."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from taskbasis.io.ids import check_there
+
+        check_there(value)
+        return str(value)
+
+
 def engine_options(function: F) -> F:
     """Add --workers, --memory and --quiet, and pass an ``engine``."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from taskbasis.cli.options import (
+    Source,
     engine_options,
     exclude_option,
     load_all_tasks,
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("base")
-@click.argument("vectors", nargs=-1, required=True)
+@click.argument("base", type=Source())
+@click.argument("vectors", type=Source(), nargs=-1, required=True)
 @tasks_option
 @click.option("--negate", is_flag=True, help="Forget the one vector's task instead of adding.")
 @click.option("--control", help="With --negate: the task that must be kept.")

@@ -6,6 +6,7 @@ import click
 
 from taskbasis.cli.options import (
     Output,
+    Source,
     exclude_option,
     output_options,
     print_kept,
@@ -16,7 +17,7 @@ from taskbasis.cli.parsing import match_by_name, parse_settings
 
 
 @click.command()
-@click.argument("vectors", nargs=-1, required=True)
+@click.argument("vectors", type=Source(), nargs=-1, required=True)
 @click.option("--base", help="What checkpoints among the vectors were tuned from.")
 @click.option("--method", default="sta", show_default=True, help="What selects.")
 @settings_option

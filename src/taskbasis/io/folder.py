@@ -10,15 +10,12 @@ from pathlib import Path, PurePosixPath
 from taskbasis.errors import FileError, HeaderError
 from taskbasis.io.regular import read_json
 from taskbasis.io.safetensors import read_safetensors
+from taskbasis.io.suffixes import INDEX_SUFFIX, SAFETENSORS, TORCH
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.io.torchbin import read_torch
 
 Reader = Callable[[Path], TensorStore]
 
-SAFETENSORS = ".safetensors"
-TORCH = (".bin", ".pt", ".pth")
-WEIGHT_SUFFIXES = (SAFETENSORS, *TORCH, ".gguf", ".onnx", ".h5", ".msgpack", ".npz")
-INDEX_SUFFIX = ".index.json"
 _SINGLE = ("model", "pytorch_model")
 _NOT_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "optimizer.bin")
 

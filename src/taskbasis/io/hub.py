@@ -11,29 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from urllib.parse import quote, unquote
 
 from taskbasis.errors import FileError, UsageError, require
-from taskbasis.io.folder import SAFETENSORS, TORCH, WEIGHT_SUFFIXES
-
-_SCHEME = re.compile(r"hf:/{1,2}")  # pathlib makes one slash of two
-_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
-_PLAIN = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>[^/\s]+))?")
-_REFS = r"refs/(?:pr|convert)/[^/\s]+"
-_FULL = re.compile(
-    rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>{_REFS}|[^/\s]+))?"
-    r"(?:/(?P<folder>.*))?"
-)
-_KINDS = {
-    "datasets": "a dataset",
-    "spaces": "a space",
-    "kernels": "a kernel",
-    "buckets": "a bucket",
-}
-_FILE_ENDS = (*WEIGHT_SUFFIXES, ".json", ".yml", ".yaml", ".txt", ".md")
+from taskbasis.io.ids import HubId, is_url, missing, parse_id
+from taskbasis.io.suffixes import SAFETENSORS, TORCH
 
 _BESIDE = ("*.json", "*.jinja", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.py")
 """What models have beside their weights: config, tokenizer, code."""
@@ -45,60 +28,6 @@ _ELSEWHERE = ("checkpoint-*", "onnx/*", "openvino/*", "coreml/*", ".git*")
 _COPIES = (*_ELSEWHERE, "original/*", "*consolidated*")
 """With those the same weights in another layout; read where a repository has no others."""
 _NOT_WEIGHTS = (*_ELSEWHERE, "training_args.bin", "optimizer.bin")
-
-
-@dataclass(frozen=True)
-class HubId:
-    """A model of the hub, at a revision; or one folder or file of it.
-
-    >>> str(HubId("owner/name", "v1", "unet"))
-    'hf://owner/name@v1/unet'
-    """
-
-    repo: str
-    revision: str | None = None
-    folder: str = ""
-
-    @property
-    def label(self) -> str:
-        """The repository and its revision, as messages call it."""
-        return self.repo + (f"@{self.revision}" if self.revision else "")
-
-    def __str__(self) -> str:
-        named = self.revision or ""
-        revision = named if re.fullmatch(_REFS, named) else quote(named, safe="")
-        at = f"@{revision}" if revision else ""
-        return f"hf://{self.repo}{at}" + (f"/{self.folder}" if self.folder else "")
-
-
-def parse_id(text: str) -> HubId | None:
-    """The model of the hub that a text names; None where it can only mean a local path.
-
-    A local path is what has no slash or more than one, starts with ``.`` or ``~`` or ``/``, or
-    ends like a file.
-
-    Raises:
-        UsageError: it starts with ``hf://`` and names no model.
-
-    >>> parse_id("mistralai/Mistral-7B-v0.1@main")
-    HubId(repo='mistralai/Mistral-7B-v0.1', revision='main', folder='')
-    >>> parse_id("./mistralai/Mistral-7B"), parse_id("out/model.safetensors"), parse_id("gpt2")
-    (None, None, None)
-    """
-    scheme = _SCHEME.match(text)
-    if scheme is None:
-        plain = None if text.endswith(_FILE_ENDS) else _PLAIN.fullmatch(text)
-        return HubId(plain["repo"], plain["revision"]) if plain else None
-    rest = text[scheme.end() :]
-    kind, _, below = rest.partition("/")
-    if kind in _KINDS:
-        raise UsageError(f"{text}: is {_KINDS[kind]} of the hub, not a model")
-    found = _FULL.fullmatch(below if kind == "models" and "/" in below else rest)
-    parts = PurePosixPath(found["folder"] or "").parts if found else ()
-    if found is None or ".." in parts:
-        raise UsageError(f"{text}: names no model; write hf://owner/name[@revision][/folder]")
-    revision = unquote(found["revision"]) if found["revision"] else None
-    return HubId(found["repo"], revision, "/".join(parts))
 
 
 def resolve(path_or_id: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -121,7 +50,7 @@ def resolve(path_or_id: str | Path, revision: str | None = None, *, weights: boo
     """
     text = str(path_or_id)
     local = Path(path_or_id)
-    if _SCHEME.match(text) is None and local.exists():
+    if not is_url(text) and local.exists():
         if revision is not None:
             raise UsageError(
                 f"{text}: is a local path, which has no revision {revision!r}; leave the revision "
@@ -130,11 +59,11 @@ def resolve(path_or_id: str | Path, revision: str | None = None, *, weights: boo
         return local
     wanted = parse_id(text)
     if wanted is None:
-        raise FileError(f"{text}: no such file or folder{_hint(text)}")
+        raise missing(text)
     if wanted.revision is not None and revision not in (None, wanted.revision):
         raise UsageError(f"{text}: two revisions are asked, that and {revision!r}; keep one")
     owner = wanted.repo.split("/")[0]
-    if _SCHEME.match(text) is None and Path(owner).is_dir():
+    if not is_url(text) and Path(owner).is_dir():
         raise FileError(
             f"{text}: the folder {owner!r} is here and holds no such model; correct the name, or "
             f"write hf://{text} for a model of the hub"
@@ -142,28 +71,6 @@ def resolve(path_or_id: str | Path, revision: str | None = None, *, weights: boo
     wanted = HubId(wanted.repo, wanted.revision or revision, wanted.folder)
     hub = library(f"{text} is no local path, and a model of the hub")
     return _within(_fetch(hub, wanted, weights), wanted)
-
-
-def _hint(text: str) -> str:
-    if re.fullmatch(_NAME, text) and not text.endswith(_FILE_ENDS):
-        return f"; a model of the hub has an owner: write owner/{text}"
-    if text.count("/") > 1 and _PLAIN.fullmatch("/".join(text.split("/")[:2])):
-        return f"; for a folder of a model of the hub, write hf://{text}"
-    return ""
-
-
-def cached_id(path: str | Path) -> HubId | None:
-    """Which model of the hub a path of its cache is, at which commit; None for other paths.
-
-    >>> print(cached_id("/hub/models--owner--name/snapshots/0123abcd/unet"))
-    hf://owner/name@0123abcd/unet
-    """
-    parts = Path(path).parts
-    for at, part in enumerate(parts[:-2]):
-        if part.startswith("models--") and parts[at + 1] == "snapshots":
-            repo = part.removeprefix("models--").replace("--", "/", 1)
-            return HubId(repo, parts[at + 2], "/".join(parts[at + 3 :]))
-    return None
 
 
 def _fetch(hub: ModuleType, wanted: HubId, weights: bool) -> Path:

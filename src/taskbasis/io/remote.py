@@ -15,14 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from taskbasis.errors import FileError, HeaderError, MissingExtraError, UsageError, require
-from taskbasis.io.folder import (
-    INDEX_SUFFIX,
-    SAFETENSORS,
-    WEIGHT_SUFFIXES,
-    open_tensors,
-    placed,
-    weight_map_of,
-)
+from taskbasis.io.folder import open_tensors, placed, weight_map_of
 from taskbasis.io.header import parse_header
 from taskbasis.io.hub import brief, resolve
 from taskbasis.io.regular import JSON_LIMIT, parse_json
@@ -32,6 +25,7 @@ from taskbasis.io.safetensors import (
     read_entry,
     read_metadata,
 )
+from taskbasis.io.suffixes import INDEX_SUFFIX, SAFETENSORS, WEIGHT_SUFFIXES
 from taskbasis.io.tensors import TensorInfo, TensorStore
 
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2}")

@@ -9,7 +9,8 @@ from types import ModuleType
 from typing import Any
 
 from taskbasis.errors import FileError, UsageError
-from taskbasis.io.hub import brief, library, offline, parse_id
+from taskbasis.io.hub import brief, library, offline
+from taskbasis.io.ids import parse_id
 
 
 def files_to_send(folder: str | Path) -> dict[str, int]:

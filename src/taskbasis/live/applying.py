@@ -80,7 +80,7 @@ def apply(
         MismatchError: a tensor is missing, unexpected or of another shape, or tied tensors would
             come out different.
         ValueProblem: a value is not finite, or too large for the module's dtype.
-        UsageError: the module's weights have no values (``meta``).
+        UsageError: the module's weights have no values (``meta``), or cannot be written to.
 
     >>> import torch
     >>> folder = getfixture("tiny_checkpoints")
@@ -163,6 +163,8 @@ class _Change:
         touched = tuple(sorted(name for name, value in own.items() if id(value) in changed))
         once = {next(name for name in group if name in arrays) for group in tied}
         kept = {name: array for name, array in arrays.items() if name in once}
+        for name in kept:
+            _refuse_unwritable(tensors[name], f"tensor {name!r} of {label}")
         return cls(tensors, kept, Applied(touched, *norms))
 
     def put(self, values: Mapping[str, Any]) -> None:
@@ -182,6 +184,17 @@ def _formed(
     sink = MemorySink([OutputTensor(m.name, store[m.name].dtype, m.shape) for m in plan.merges])
     totals = write(plan, sink, edit.former(plan, engine), lambda name: (name,), True, engine)
     return sink.arrays(), rounding(totals)
+
+
+def _refuse_unwritable(value: Any, where: str) -> None:
+    """What torch would refuse half-way through."""
+    torch = require("torch", "torch", "a live module")
+    if value.is_inference() and not torch.is_inference_mode_enabled():
+        raise UsageError(
+            f"{where} was made in torch.inference_mode, where alone it can be changed; do it there"
+        )
+    if any(n > 1 and step == 0 for n, step in zip(value.shape, value.stride(), strict=True)):
+        raise UsageError(f"{where} is an expanded view, whose entries share memory; clone it first")
 
 
 def _refuse_untying(

@@ -16,7 +16,7 @@ from taskbasis.binding import check_bindings
 from taskbasis.engine import Engine, Scratch
 from taskbasis.errors import FileError, UsageError, ValueProblem
 from taskbasis.io.dtypes import DType, floating
-from taskbasis.io.hub import cached_id
+from taskbasis.io.ids import cached_id
 from taskbasis.io.regular import read_json
 from taskbasis.io.tensors import TensorStore
 from taskbasis.lora.factors import Cutoff, balanced, leading, residual, squared_norm

@@ -12,6 +12,7 @@ from taskbasis.io.tensors import TensorInfo, TensorStore, Unmade
 from taskbasis.recipe import Binding, Combination, Leaf, Term
 from taskbasis.recipes import ModelRef, Step, Translation
 from taskbasis.saving import Edit
+from taskbasis.ties import is_twin
 from taskbasis.vocabulary import Aligned
 
 
@@ -73,7 +74,8 @@ def _check_alike(seen: TensorStore, base: TensorStore, ref: ModelRef) -> None:
             rows = info.shape[1:] == other.shape[1:] and len(info.shape) == 2
             hint = "; is it of another size?"
             if rows:
-                hint = "; are they of different vocabularies? tokenizer_source aligns rows by token"
+                hint = "; are they of different vocabularies?"
+                hint += " tokenizer_source aligns rows by token" if is_twin(name) else ""
             wrong.append(
                 f"{info.where} has shape {list(info.shape)} in {ref}, but {other.where} has "
                 f"{list(other.shape)}{hint}"

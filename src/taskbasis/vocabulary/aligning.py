@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-from taskbasis.errors import MismatchError, UsageError
+from taskbasis.errors import FileError, MismatchError, UsageError
 from taskbasis.io.regular import parse_json
 from taskbasis.io.tensors import TensorInfo, TensorStore
 from taskbasis.recipes.planning import Wanted
@@ -121,6 +121,7 @@ def align(
         (whole[ref], max(input_rows(stores[ref]), default=0)) for ref in whole if ref in models
     ]
     joined = join(whole[giver], others if asked.source == "union" else (), asked.tokens)
+    _check_size(joined, stores[giver].path)
     multiple = asked.pad_to_multiple_of or 1
     rows = -(-joined.size // multiple) * multiple
     infos, said = _gathered(Rows(joined.names(rows), whole, asked.tokens, stores), wanted)
@@ -297,6 +298,16 @@ def _complete(
             )
         found[ref] = vocabulary
     return found, told
+
+
+def _check_size(joined: Joined, folder: Path) -> None:
+    """A number far beyond the others is damage, and would be a model of as many rows."""
+    if joined.size > 4 * len(joined.numbers) + 65536:
+        token = max(joined.numbers, key=lambda one: joined.numbers[one])
+        raise FileError(
+            f"{folder}: its tokenizer gives {token!r} the number {joined.numbers[token]}, but has "
+            f"only {len(joined.numbers)} tokens; is it damaged?"
+        )
 
 
 def _beyond(known: Mapping[ModelRef, Vocabulary], stores: Stores) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from taskbasis.errors import FileError
-from taskbasis.io.folder import SAFETENSORS
 from taskbasis.io.regular import parse_json, read_regular
 from taskbasis.io.remote import Url, side_files
+from taskbasis.io.suffixes import SAFETENSORS
 from taskbasis.vocabulary.pieces import pieces
 
 TOKENIZER = (

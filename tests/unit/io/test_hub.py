@@ -21,7 +21,8 @@ from taskbasis import errors
 from taskbasis.errors import FileError, MissingExtraError, UsageError
 from taskbasis.io import hub as hub_module
 from taskbasis.io.folder import open_tensors
-from taskbasis.io.hub import HubId, cached_id, parse_id, resolve
+from taskbasis.io.hub import resolve
+from taskbasis.io.ids import HubId, cached_id, check_there, parse_id
 
 SHA = "a" * 40
 OLDER = "b" * 40
@@ -490,3 +491,19 @@ def test_a_network_that_breaks_leaves_what_is_cached(hub: Any) -> None:
 def test_an_error_is_one_line() -> None:
     assert hub_module.brief(ValueError("one.\n\n two.\nthree")) == "one: two"
     assert hub_module.brief(ValueError()) == "ValueError"
+
+
+def test_a_path_where_nothing_stands_is_refused_at_once(tmp_path: Path) -> None:
+    """Before anything heavy is imported; what may mean something else is left alone."""
+    for text in ("gpt2", "./missing", "a/b/c", str(tmp_path / "model.safetensors")):
+        with pytest.raises(FileError, match="no such file or folder"):
+            check_there(text)
+    others = ("hf://owner/name", "lib:task", "https://x/y", "model+lora", "a=b")
+    for text in ("owner/name", ".", *others):
+        check_there(text)
+    assert "numpy" not in _imported_by("from taskbasis.io.ids import check_there")
+
+
+def _imported_by(code: str) -> str:
+    command = [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

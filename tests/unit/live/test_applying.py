@@ -340,3 +340,27 @@ def test_a_real_tied_model(tmp_path: Path) -> None:
     tokens = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
         assert torch.equal(live(tokens).logits, wanted(tokens).logits)
+
+
+def test_what_torch_would_refuse_half_way_through_is_refused_before(tmp_path: Path) -> None:
+    base = {"a": np.ones((2, 2), np.float32), "b": np.ones(3, np.float32)}
+    vector = checkpoint({n: v + 1 for n, v in base.items()}, "tuned") - checkpoint(base, "base")
+
+    class Two(torch.nn.Module):
+        def __init__(self, b: Any) -> None:
+            super().__init__()
+            self.a = torch.nn.Parameter(torch.ones(2, 2))
+            self.b = torch.nn.Parameter(b, requires_grad=False)
+
+    expanded = Two(torch.ones(1).expand(3))
+    with pytest.raises(UsageError, match="tensor 'b' of the module Two is an expanded view"):
+        apply(vector, expanded)
+    with torch.inference_mode():
+        inside = torch.ones(3)
+    made = Two(inside)
+    with pytest.raises(UsageError, match=r"tensor 'b' .* was made in torch.inference_mode"):
+        apply(vector, made)
+    assert expanded.a.tolist() == made.a.tolist() == [[1, 1], [1, 1]], "nothing was changed"
+    with torch.inference_mode():
+        apply(vector, made)
+    assert made.b.tolist() == [2, 2, 2]
