@@ -14,19 +14,23 @@ from taskbasis.recipes import Document, ModelRef, Translation
 def rounded_elsewhere(
     document: Document, stores: Mapping[ModelRef, TensorStore], translation: Translation
 ) -> tuple[str, ...]:
-    """A sentence for each model with tensors in the merge that ``dtype`` does not hold exactly."""
+    """A sentence on the models with tensors in the merge that ``dtype`` does not hold exactly."""
     if document.dtype is None:
         return ()
-    asked, notes = floating(document.dtype), []
+    asked = floating(document.dtype)
     inputs = [one for wanted in translation.wanted.values() for one in wanted.inputs]
+    models, lossy = [], set[str]()
     for ref in merged_models(document, stores):
         names = {one.tensor for one in inputs if one.model == ref}
         infos = [stores[ref][name] for name in sorted(names & stores[ref].infos.keys())]
         kinds = {stored_dtype(info) for info in infos if info.dtype.mergeable}
-        lossy = sorted(kind.name for kind in kinds if widest([asked, kind]) != asked)
-        if lossy:
-            notes.append(
-                f"{ref} holds {' and '.join(lossy)}, which mergekit rounds to dtype {asked.name} "
-                "before it merges; here it is merged as it is, and only the result is rounded"
-            )
-    return tuple(notes)
+        found = {kind.name for kind in kinds if widest([asked, kind]) != asked}
+        models += [str(ref)] if found else []
+        lossy |= found
+    if not models:
+        return ()
+    who = " and ".join(filter(None, (", ".join(models[:-1]), models[-1])))
+    return (
+        f"{' and '.join(sorted(lossy))} in {who}: mergekit rounds it to dtype {asked.name} before "
+        "it merges; here it is merged as it is, and only the result is rounded",
+    )
