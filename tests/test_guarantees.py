@@ -38,15 +38,18 @@ def test_promises_are_sentences_and_stand_once(guarantees: Any) -> None:
     assert {promise.topic for promise in found} >= {"Integrity", "The same bytes"}
 
 
-def test_every_test_named_is_collected(guarantees: Any, request: pytest.FixtureRequest) -> None:
-    """Whatever pytest runs of the files that are part of this run carries the mark there."""
+def test_every_mark_is_on_the_page(guarantees: Any, request: pytest.FixtureRequest) -> None:
+    """And every test on the page that pytest collected, of the files of this run, has its mark."""
     marked = {
         (Path(item.path).relative_to(ROOT).as_posix(), item.originalname)  # type: ignore[attr-defined]
         for item in request.session.items
         if item.get_closest_marker("promise")
     }
     told = {(promise.file, promise.test) for promise in guarantees.promises()}
+    files = {Path(item.path).relative_to(ROOT).as_posix() for item in request.session.items}
+    whole = len(request.session.items) > 1000  # a run of some tests alone says nothing of others
     assert marked <= told
+    assert {one for one in told if one[0] in files} <= marked or not whole
 
 
 def test_marks_are_read_from_files(guarantees: Any, tmp_path: Path) -> None:

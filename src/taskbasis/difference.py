@@ -102,14 +102,14 @@ def _plain(info: TensorInfo) -> bool:
 
 
 def excluded(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
-    """The names that any of the patterns (``*`` and ``?``) matches.
+    """The names that any of the patterns (``*`` and ``?``) matches; a text alone is one pattern.
 
     Raises:
         UsageError: a pattern matches none of them.
     """
     known = list(names)
     found: set[str] = set()
-    for pattern in patterns:
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         hits = [name for name in known if fnmatchcase(name, pattern)]
         if not hits:
             raise UsageError(f"--exclude {pattern!r} matches no tensor; {nearest(pattern, known)}")

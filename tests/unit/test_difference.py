@@ -208,6 +208,12 @@ def test_excluded(pair: Any) -> None:
     assert deltas(base, leaf) == {"c": [1]}
 
 
+def test_a_text_alone_is_one_pattern(pair: Any) -> None:
+    """Not a pattern for each of its letters."""
+    base, tuned = pair({"a": f32(1), "head": f32(1)}, {"a": f32(2), "head": f32(2)})
+    assert deltas(base, difference_leaf(base, tuned, "head*")) == {"a": [1]}
+
+
 def test_everything_excluded(pair: Any) -> None:
     base, tuned = pair({"a": f32(1)}, {"a": f32(2)})
     assert difference_leaf(base, tuned, ["*"]).infos == {}

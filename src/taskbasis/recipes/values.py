@@ -9,6 +9,9 @@ from taskbasis.recipes.problems import Findings
 from taskbasis.recipes.schema import Location, ModelRef
 from taskbasis.recipes.tree import Tree
 
+_FLAGS = {"random_seed": "it is an option of the command: --random-seed"}
+"""What recipes hold that mergekit 0.1.5 does not know either, and what to do."""
+
 
 def read_fields(
     tree: Tree,
@@ -32,6 +35,7 @@ def read_fields(
             hint = nearest(key, known)
             if key in set(parameters):
                 hint = f"write {key!r} under 'parameters:'"
+            hint = _FLAGS.get(key, hint)
             findings.wrong(mark, f"{what} has no key {key!r}; {hint}")
     return {
         key: child for key, child in tree.value.items() if key in known and child.value is not None

@@ -367,7 +367,8 @@ def _told(name: str, count: Counts) -> list[str]:
     ]
     found = []
     if lacking:
-        found.append(f"{name}: of the output's tokens {lacking}; others' rows stand in")
+        others = "" if count.zero else "; others' rows stand in"
+        found.append(f"{name}: of the output's tokens {lacking}{others}")
     if ways:
         found.append(f"{name}: of its rows {', '.join(ways)}")
     return found

@@ -405,6 +405,10 @@ WRONG = [
         "a rule has no key 'fliter'; did you mean 'filter'?",
     ),
     (
+        ONE + "random_seed: 0\n",
+        "a recipe has no key 'random_seed'; it is an option of the command: --random-seed",
+    ),
+    (
         ONE + "parameters: {density: 1}\n",
         "linear has no parameter 'density'; known: weight, normalize",
     ),
