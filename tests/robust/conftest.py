@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -39,6 +41,9 @@ SLOW = """
 
 Start = Callable[..., subprocess.Popen[str]]
 
+COMPILING = "compiling the kernels for this machine, once\n"
+"""What is said where no kernel was compiled before."""
+
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -57,14 +62,21 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def start(desk: Path) -> Iterator[Start]:
+def start(desk: Path, run_here: Callable[[str], tuple[int, str]]) -> Iterator[Start]:
     """``start(words, pause=0.3)``: the program at work, met after its first stretch is written."""
     running: list[subprocess.Popen[str]] = []
+    assert run_here("add base a b -o warm -q") == (0, "")  # so that the kernels are compiled
+    shutil.rmtree(desk / "warm")
 
     def begin(words: str, pause: float = 0.3) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", textwrap.dedent(SLOW), str(pause), *words.split()]
         process = subprocess.Popen(
-            command, cwd=desk, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            cwd=desk,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=_heed_signals,
         )
         running.append(process)
         assert process.stdout is not None
@@ -75,6 +87,12 @@ def start(desk: Path) -> Iterator[Start]:
     for process in running:
         process.kill()
         process.communicate()
+
+
+def _heed_signals() -> None:
+    """Whoever runs the tests may ignore them, as nohup does, which children inherit."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -97,6 +115,6 @@ def run_here(capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, s
     def called(words: str) -> tuple[int, str]:
         capsys.readouterr()
         code = run(words.split())
-        return code, capsys.readouterr().err
+        return code, capsys.readouterr().err.replace(COMPILING, "")
 
     return called

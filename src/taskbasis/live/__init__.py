@@ -2,5 +2,6 @@
 
 from taskbasis.live.applying import Applied, applied, apply
 from taskbasis.live.merging import checkpoint, merge_state_dicts
+from taskbasis.live.resident import Resident
 
-__all__ = ["Applied", "applied", "apply", "checkpoint", "merge_state_dicts"]
+__all__ = ["Applied", "Resident", "applied", "apply", "checkpoint", "merge_state_dicts"]

@@ -17,6 +17,7 @@ from taskbasis.errors import BaseError, MismatchError, UsageError, finite, neare
 from taskbasis.io.tensors import TensorStore
 from taskbasis.io.writer import MemorySink, OutputTensor
 from taskbasis.live.states import groups, like, store_of, tied_as_one
+from taskbasis.methods import Method
 from taskbasis.methods.elementwise.task_arithmetic import TaskArithmetic
 from taskbasis.passes import rounding, write
 from taskbasis.recipe import Combination, Leaf, Term, find_naming
@@ -24,6 +25,9 @@ from taskbasis.saving import Edit, vector_in_memory
 from taskbasis.vectors import EditedModel, TaskVector
 
 _UNCHECKED = "check=False leaves that unchecked"
+
+_NO_BASE = TensorStore(Path("the module"), {})
+"""Stands for the base of a vector alone until the module is known."""
 
 
 @dataclass(frozen=True)
@@ -147,16 +151,11 @@ class _Change:
         check: bool,
         engine: Engine,
     ) -> _Change:
-        torch = require("torch", "torch", "a live module")
         finite("the scale", scale)
-        if not isinstance(module, torch.nn.Module):
-            raise UsageError(f"a torch.nn.Module is changed, not a {type(module).__name__}")
-        edit = _edit(change, scale)
-        label = f"the module {type(module).__name__}"
-        names, store = _by_base_names(edit, module, label, check)
-        arrays, norms = _formed(_onto_module(edit, store, check, engine), store, engine)
+        tensors, edit = _bound(_edit(change, scale), module, check, engine)
+        store, label = edit.target, _label(module)
+        arrays, norms = _formed(edit, store, engine)
         own = module.state_dict(keep_vars=True)
-        tensors = {name: own[names[name]] for name in store}
         tied = [g for g in groups(tensors, tensors) if not arrays.keys().isdisjoint(g)]
         _refuse_untying(arrays, tied, store, label)
         changed = {id(tensors[name]) for group in tied for name in group}
@@ -164,7 +163,7 @@ class _Change:
         once = {next(name for name in group if name in arrays) for group in tied}
         kept = {name: array for name, array in arrays.items() if name in once}
         for name in kept:
-            _refuse_unwritable(tensors[name], f"tensor {name!r} of {label}")
+            refuse_unwritable(tensors[name], f"tensor {name!r} of {label}")
         return cls(tensors, kept, Applied(touched, *norms))
 
     def put(self, values: Mapping[str, Any]) -> None:
@@ -174,6 +173,32 @@ class _Change:
             for name, value in values.items():
                 place = self.tensors[name]
                 place.copy_(value if isinstance(value, torch.Tensor) else like(value, place))
+
+
+def bound_edit(
+    vectors: Sequence[Combination], method: Method, module: Any, check: bool, engine: Engine
+) -> tuple[Mapping[str, Any], Edit]:
+    """Vectors on a module that holds their base: its tensors by the base's names, and the edit.
+
+    Raises:
+        BaseError, MismatchError, UsageError: as for :func:`apply`.
+    """
+    return _bound(Edit(_NO_BASE, tuple(vectors), method), module, check, engine)
+
+
+def _bound(edit: Edit, module: Any, check: bool, engine: Engine) -> tuple[Mapping[str, Any], Edit]:
+    torch = require("torch", "torch", "a live module")
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f"a torch.nn.Module is changed, not a {type(module).__name__}")
+    label = _label(module)
+    names, store = _by_base_names(edit, module, label, check)
+    own = module.state_dict(keep_vars=True)
+    tensors = {name: own[names[name]] for name in store}
+    return tensors, _onto_module(edit, store, check, engine)
+
+
+def _label(module: Any) -> str:
+    return f"the module {type(module).__name__}"
 
 
 def _formed(
@@ -186,8 +211,12 @@ def _formed(
     return sink.arrays(), rounding(totals)
 
 
-def _refuse_unwritable(value: Any, where: str) -> None:
-    """What torch would refuse half-way through."""
+def refuse_unwritable(value: Any, where: str) -> None:
+    """Refuse what torch would refuse half-way through.
+
+    Raises:
+        UsageError: naming it.
+    """
     torch = require("torch", "torch", "a live module")
     if value.is_inference() and not torch.is_inference_mode_enabled():
         raise UsageError(
@@ -219,8 +248,7 @@ def _edit(change: TaskVector | EditedModel, scale: float) -> Edit:
         raise UsageError(
             f"a task vector or an edited model is applied, not a {type(change).__name__}"
         )
-    nothing = TensorStore(Path("the module"), {})
-    return Edit(nothing, (change.combination,), TaskArithmetic(), scale)
+    return Edit(_NO_BASE, (change.combination,), TaskArithmetic(), scale)
 
 
 def _by_base_names(
