@@ -12,6 +12,7 @@ import click
 from taskbasis.cli.options import (
     Output,
     Size,
+    Source,
     engine_options,
     print_table,
     resume_option,
@@ -80,7 +81,7 @@ def _idle_options(function: Any) -> Any:
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", type=Source())
 @click.argument("out")
 @click.option("--random-seed", type=int, default=0, show_default=True, help="Of random methods.")
 @click.option(
@@ -185,7 +186,7 @@ def _prepared(path: str, lora_dtype: str | None = None) -> list[tuple[str, Prepa
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", type=Source())
 def check(recipe: str) -> None:
     """Check RECIPE, a mergekit YAML file, against the headers of its models: all merges of it, and
     all that is wrong at once."""
@@ -204,7 +205,7 @@ def check(recipe: str) -> None:
 
 
 @click.command()
-@click.argument("recipe")
+@click.argument("recipe", type=Source())
 def plan(recipe: str) -> None:
     """Tell what following RECIPE takes: every step, bytes, passes, memory and disk."""
     from taskbasis.following import cost

@@ -6,7 +6,7 @@ import os
 import threading
 from contextlib import suppress
 
-EVERY = 128 << 20
+EVERY = 256 << 20
 """Bytes that are written before the disk is asked to take them up."""
 
 
