@@ -55,8 +55,10 @@ def test_with_resume_what_is_finished_is_kept(
     for _ in range(signals):
         process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 143
+    # The second may find that all is done and the program on its way out: it ends there and then.
+    assert process.returncode in (143, -signal.SIGTERM)
     if signals == 1:
+        assert process.returncode == 143
         assert "stopped; nothing was written" in err
         assert ".out.partial: keeps what is finished; the same again with --resume goes on" in err
     assert run_here("add base a b -o out --resume") == (0, "")
