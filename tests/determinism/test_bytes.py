@@ -96,7 +96,7 @@ def test_every_verb_writes_the_same_bytes(
 )
 def test_the_size_of_cuts(expected: Found, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is diagnosed is sums that are printed in full: those differ in their last digits."""
-    monkeypatch.setattr(cutting, "_MAX_CUT", 4096)
+    monkeypatch.setattr(cutting, "_CUT", 4096)
     verbs = _module()
     folder = tmp_path / "x"
     folder.mkdir()

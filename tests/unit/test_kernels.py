@@ -97,11 +97,10 @@ def test_form_is_the_documented_expression(kinds: tuple[str, str, str]) -> None:
     of_base, of_rows, of_out = kinds
     compute = np.float64 if "f8" in kinds else np.float32
     for case, size in enumerate(SIZES):
-        for inputs in range(1, 6):
+        for inputs, outputs in ((1, 1), (1, 3), (2, 1), (3, 2), (4, 3), (5, 1), (5, 2), (9, 2)):
             rng = np.random.default_rng([case, inputs])
             base = words(of_base, case, size)
             rows = words(of_rows, inputs, (inputs, size))
-            outputs = 1 if inputs % 2 else 3
             coefficients = rng.standard_normal((outputs, inputs)).astype(compute)
             coefficients[0, 0] = [1.0, -1.0, 0.0, 0.3, 1 / 3, 2.0][case]
             for difference, add_base in ((0, 0), (0, 1), (1, 0), (1, 1)):
@@ -272,7 +271,7 @@ def test_gram_against_a_dense_one(kinds: tuple[str, str], difference: bool) -> N
     of_base, of_rows = kinds
     compute = np.float64 if "f8" in kinds else np.float32
     for size in SIZES:
-        for inputs in (1, 2, 5):
+        for inputs in (1, 2, 3, 5, 8):
             base = words(of_base, 1, size)
             rows = words(of_rows, 2, (inputs, size))
             out = np.zeros((inputs, inputs))
@@ -286,6 +285,22 @@ def test_gram_against_a_dense_one(kinds: tuple[str, str], difference: bool) -> N
             np.testing.assert_array_equal(np.triu(out, 1), 0)
             allowed = 1e-6 * np.outer(lengths, lengths)
             assert np.all(np.abs(np.tril(dense) - out) <= allowed + 1e-300)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_product_does_not_depend_on_the_other_rows(dtype: type) -> None:
+    """Rows are taken two by two; which two must not show, not in the last bit."""
+    rows = np.random.default_rng(0).standard_normal((7, 2 * kernels.BLOCK + 77)).astype(dtype)
+
+    def gram(chosen: list[int]) -> NDArray[np.float64]:
+        out = np.zeros((len(chosen), len(chosen)))
+        scratch = np.empty(kernels.scratch_rows(len(chosen)), dtype)
+        kernels.gram(None, rows[chosen], False, scratch, out)
+        return np.tril(out) + np.tril(out, -1).T
+
+    whole = gram(list(range(7)))
+    for chosen in ([6], [0, 3], [5, 1, 2], [6, 5, 4, 3, 2, 1, 0], [3, 3, 1, 0]):
+        assert gram(chosen).tobytes() == whole[np.ix_(chosen, chosen)].tobytes()
 
 
 def test_gram_is_added_to_what_is_there() -> None:

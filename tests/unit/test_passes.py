@@ -259,7 +259,7 @@ def test_same_outputs_for_any_cut(
     plan, base = wide_plan
     results = []
     for limit in (1 << 18, 2 * BLOCK, BLOCK):
-        monkeypatch.setattr(plan_module, "_MAX_CUT", limit)
+        monkeypatch.setattr(plan_module, "_CUT", limit)
         plan = replace(plan)  # one that has not yet found how it is cut
         sink = sink_for(plan, None, base)
         former = formers(plan, Engine(1))[which]
@@ -277,7 +277,7 @@ def test_gram_for_any_number_of_workers_and_any_cut(
     whole = gram_by_tensor(plan, Engine(1))
     for workers in (2, 5):
         same(gram_by_tensor(plan, Engine(workers)), whole)
-    monkeypatch.setattr(plan_module, "_MAX_CUT", BLOCK)
+    monkeypatch.setattr(plan_module, "_CUT", BLOCK)
     cut = gram_by_tensor(plan, Engine(5))
     for name, matrix in whole.items():
         np.testing.assert_allclose(cut[name], matrix, rtol=1e-12, atol=1e-12)

@@ -144,7 +144,7 @@ def test_the_same_bytes_for_any_workers_cuts_and_shards(
     model = merge(folder / "base", vectors, method(name))
     how: Any = {"rounding": "stochastic", "rounding_seed": 3}
     whole = weights(model.save(folder / "one", dtype, engine=Engine(1), **how).path)
-    monkeypatch.setattr(cutting, "_MAX_CUT", 2048)
+    monkeypatch.setattr(cutting, "_CUT", 2048)
     saved = model.save(folder / "many", dtype, engine=Engine(3), shard_size=4000, **how)
     assert len(list(saved.path.glob("*.safetensors"))) > 1
     many = weights(saved.path)

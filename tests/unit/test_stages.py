@@ -149,7 +149,7 @@ class Watching(Method):
 def test_sums_are_those_of_each_group(
     world: World, workers: int, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_module, "_MAX_CUT", limit)
+    monkeypatch.setattr(plan_module, "_CUT", limit)
     found = run_stages(world.plan(), Watching(), range(2), Engine(workers))
     for stage, scope in enumerate(Watching().stages()):
         for names in grouped(scope).values():
@@ -288,7 +288,7 @@ def test_stored_vectors_and_checkpoints_are_selected_alike(
     wanted = merge(world.base, world.vectors, of, scores=world.importances).tensors(Engine(1))
     stored_vectors = world.stored()
     for limit, workers in ((1 << 18, 2), (BLOCK, 1), (BLOCK, 3)):
-        monkeypatch.setattr(plan_module, "_MAX_CUT", limit)
+        monkeypatch.setattr(plan_module, "_CUT", limit)
         model = merge(world.base, stored_vectors, of, scores=world.importances)
         found = model.tensors(Engine(workers))
         for name in SHAPES:

@@ -6,14 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
+
 from taskbasis.io.tensors import Forming, TensorInfo
 from taskbasis.kernels import BLOCK
 from taskbasis.methods.base import Method, Unit
 from taskbasis.plan.tensors import Cut, Merge
 from taskbasis.recipe import Combination
 
-_MAX_CUT = 1 << 18
+_CUT = 1 << 19
+"""Elements per cut at most: enough for a cut's own bookkeeping to take little of its time.
+
+Half as many where a method makes arrays of what it sees: few of those then leave the cache.
+"""
+
 _ROWS_TIMES_CUT = 1 << 22
+
+_FAR = 8
+"""How many times longer cuts are for a device, whose every operation takes a while to start."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,8 @@ class Plan:
         unit: what is never cut.
         weights: what every vector has been multiplied by; none means 1.
         names: what the vectors are called; none means by their numbers.
+        fused: whether only the kernels see a cut, which make no arrays of it.
+        far: whether a device computes what is made of a cut.
     """
 
     merges: tuple[Merge, ...]
@@ -37,6 +49,8 @@ class Plan:
     unit: Unit = "element"
     weights: tuple[float, ...] = ()
     names: tuple[str, ...] = ()
+    fused: bool = True
+    far: bool = False
 
     def under(self, method: Method) -> Plan:
         """The plan as a method wants it: uncut tensors, float64, low-rank factors."""
@@ -51,7 +65,9 @@ class Plan:
             )
             for group in (self.merges, self.watched)
         )
-        return replace(self, merges=merges, watched=watched, unit=method.unit)
+        ones = np.ones(self.vectors)
+        fused = not self.vectors or method.coefficients(ones) is not None
+        return replace(self, merges=merges, watched=watched, unit=method.unit, fused=fused)
 
     @property
     def vectors(self) -> int:
@@ -66,8 +82,10 @@ class Plan:
     @cached_property
     def cut_size(self) -> int:
         """Elements per cut: fewer when more rows are read at once, always whole blocks."""
-        fitting = _ROWS_TIMES_CUT // max(self.rows + 2, 1)
-        return max(min(_MAX_CUT, fitting) // BLOCK, 1) * BLOCK
+        times = _FAR if self.far else 1
+        fitting = times * _ROWS_TIMES_CUT // max(self.rows + 2, 1)
+        longest = times * (_CUT if self.fused else _CUT // 2)
+        return max(min(longest, fitting) // BLOCK, 1) * BLOCK
 
     def step(self, merge: Merge) -> int:
         """Elements per cut of one tensor: all of them where it is not to be cut."""

@@ -45,7 +45,7 @@ def plan_of(world: Any) -> Any:
 
 
 def test_the_largest_matrices_of_every_vector(world: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(cutting, "_MAX_CUT", 2048)  # and yet matrices come whole
+    monkeypatch.setattr(cutting, "_CUT", 2048)  # and yet matrices come whole
     w = world()
     found = ranks(plan_of(w), None, Engine(workers=2))
     shapes = {"embed.weight": (60, 50), "layers.0.w": (20, 12), "layers.1.w": (12, 20)}

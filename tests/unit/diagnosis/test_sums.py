@@ -59,7 +59,7 @@ def test_sums_are_those_of_dense_arrays(world: Any, dtype: Any) -> None:
 
 @pytest.mark.parametrize("workers", [2, 5])
 def test_workers_change_no_bit(world: Any, workers: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr(cutting, "_MAX_CUT", 2048)
+    monkeypatch.setattr(cutting, "_CUT", 2048)
     w = world()
     one, many = run(w, BF16), run(w, BF16, workers)
     assert all(same(one[name], many[name]) for name in one)
@@ -68,7 +68,7 @@ def test_workers_change_no_bit(world: Any, workers: int, monkeypatch: Any) -> No
 def test_cuts_change_nothing_but_the_last_digits(world: Any, monkeypatch: Any) -> None:
     w = world()
     whole = run(w, BF16, scale=0.3)
-    monkeypatch.setattr(cutting, "_MAX_CUT", 2048)
+    monkeypatch.setattr(cutting, "_CUT", 2048)
     cut = run(w, BF16, scale=0.3)
     for name in whole:
         for part in ("gram", "sizes", "lengths", "rounding"):

@@ -143,7 +143,7 @@ def test_bits_are_those_of_any_cut_and_any_workers(
     ]
     np.testing.assert_array_equal(np.frombuffer(whole, np.float32), np.concatenate(wanted))
     assert made(1, turned=True) == whole, "draws go by name, not by place"
-    monkeypatch.setattr(plan_module, "_MAX_CUT", BLOCK)
+    monkeypatch.setattr(plan_module, "_CUT", BLOCK)
     for workers in (1, 3):
         assert made(workers) == whole
 

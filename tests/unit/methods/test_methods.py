@@ -172,7 +172,7 @@ def test_bits_are_those_of_any_cut_and_any_workers(
     for workers in (2, 5):
         assert merged(base, vectors, of, 0.7, workers).tobytes() == whole.tobytes()
     for limit in (BLOCK, 2 * BLOCK):
-        monkeypatch.setattr(plan_module, "_MAX_CUT", limit)
+        monkeypatch.setattr(plan_module, "_CUT", limit)
         for workers in (1, 5):
             assert merged(base, vectors, of, 0.7, workers).tobytes() == whole.tobytes()
 

@@ -330,7 +330,7 @@ def test_bits_are_those_of_any_cut_and_any_workers(
 
     whole = made(1)
     assert made(5) == whole
-    monkeypatch.setattr(plan_module, "_MAX_CUT", BLOCK)
+    monkeypatch.setattr(plan_module, "_CUT", BLOCK)
     for workers in (1, 2):
         assert made(workers) == whole
 
