@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ LAYERS = (
     "spaces",
     "compiling",
     "words",
+    "philox",
     "kernels",
     "counting",
+    "devices",
     "io",
     "granularity",
     "methods",
@@ -83,7 +86,8 @@ INSIDE_FUNCTIONS = {
     # Installed always, but not worth their time until they are used.
     "rich": {"progress"},
     "ml_dtypes": {"io.dtypes"},
-    "numba": {"compiling"},
+    "numba": {"compiling", "philox"},
+    "llvmlite": {"philox"},
 }
 """What may be imported inside a function, and by which modules only (None: any)."""
 
@@ -175,6 +179,15 @@ def test_every_module_has_a_layer() -> None:
     assert len(LAYERS) == len(set(LAYERS))
 
 
+def test_the_page_of_the_house_has_every_room() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    order, _, table = text.partition("a test enforces it.\n")[2].partition("\n|")
+    rooms = [name for name in LAYERS if not name.startswith("_")]
+    assert re.findall(r"\w+", order) == rooms
+    told = set(re.findall(r"`(\w+)/?`", " ".join(re.findall(r"^\| (.*?) \|", table, re.M))))
+    assert told == set(rooms)
+
+
 def test_the_files_are_read_as_they_are_written() -> None:
     """The reader above sees what it should: known imports of known files."""
     seen = {(found.module, found.target, found.deferred) for found in ALL}
@@ -239,7 +252,17 @@ def test_no_extra_is_imported_at_the_top() -> None:
 
 
 def test_only_declared_packages_are_imported() -> None:
-    declared = {"numpy", "numba", "ml_dtypes", "safetensors", "scipy", "xxhash", "click", "rich"}
+    declared = {
+        "numpy",
+        "numba",
+        "llvmlite",
+        "ml_dtypes",
+        "safetensors",
+        "scipy",
+        "xxhash",
+        "click",
+        "rich",
+    }
     declared |= {"yaml", "threadpoolctl", "taskbasis", *NEVER_AT_THE_TOP}
     for found in ALL:
         top = layer(found.target)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-_BLOCK = 1 << 14
+from taskbasis import philox
+
 _DRAWS = 1 << 32
 
 
@@ -18,14 +21,18 @@ def draws(key: str, start: int, count: int) -> NDArray[np.uint32]:
     >>> bool(np.all(draws("a", 3, 4) == draws("a", 0, 7)[3:]))
     True
     """
-    word = xxhash.xxh3_128_intdigest(key.encode())
-    out = np.empty(count, np.uint32)
-    for block in range(start // _BLOCK, -(-(start + count) // _BLOCK)):
-        raw = np.random.Philox(key=word, counter=[0, block, 0, 0]).random_raw(_BLOCK // 2)
-        words = raw.astype("<u8").view("<u4")
-        low, high = max(block * _BLOCK, start), min((block + 1) * _BLOCK, start + count)
-        out[low - start : high - start] = words[low - block * _BLOCK : high - block * _BLOCK]
-    return out
+    return philox.words(xxhash.xxh3_128_intdigest(key.encode()), start, count)
+
+
+def keep_below(row: NDArray[Any], key: str, start: int, bound: int) -> None:
+    """Multiply entries by whether their draws are below a bound: ``row *= draws < bound``.
+
+    >>> row = np.ones(4, np.float32)
+    >>> keep_below(row, "a", 3, 1 << 32)
+    >>> row.tolist()
+    [1.0, 1.0, 1.0, 1.0]
+    """
+    philox.keep_below(row, xxhash.xxh3_128_intdigest(key.encode()), start, bound)
 
 
 def below(chance: NDArray[np.float64] | float) -> NDArray[np.uint64]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.methods.base import PerVector, summed
-from taskbasis.methods.noise import below, draws
+from taskbasis.methods.noise import below, draws, keep_below
 
 _AT_ONCE = 1 << 18
 
@@ -34,7 +34,11 @@ def drop(row: NDArray[Any], words: str, start: int, chance: NDArray[np.float64] 
         start: where the row begins in its tensor.
         chance: one for all entries, or one for each.
     """
-    row *= draws(words, start, row.size) < below(chance)
+    bound = below(chance)
+    if bound.ndim:
+        row *= draws(words, start, row.size) < bound
+    else:
+        keep_below(row, words, start, int(bound))
 
 
 def row_blocks(shape: tuple[int, ...], size: int) -> tuple[int, Iterator[slice]]:
