@@ -9,11 +9,9 @@ import numpy as np
 
 from taskbasis import Basis
 from taskbasis.demo import InMemory, flat
-from taskbasis.evaluate import (
+from taskbasis.evaluate import Effort, Model, Yardstick
+from taskbasis.evaluate.judge import (
     Collection,
-    Effort,
-    Model,
-    Yardstick,
     draw_subsets,
     judge_addition,
     judge_negation,

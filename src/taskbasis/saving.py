@@ -219,14 +219,19 @@ class Edit:
                     f"to {self.target.path}"
                 )
 
+    @property
+    def row(self) -> NDArray[np.float64] | None:
+        """[1, T] what the vectors are multiplied by, where their merge is a weighted sum."""
+        if not self.vectors:
+            return np.zeros((1, 0))
+        given = np.asarray(self.weights or np.ones(len(self.vectors)), np.float64)
+        found = self.method.coefficients(given)
+        return None if found is None else self.scale * np.asarray(found, np.float64)[None]
+
     def former(self, plan: Plan, engine: Engine) -> Former:
         """What forms the weights; a method's stages are run here."""
-        if not self.vectors:
-            return Linear(lambda name: np.zeros((1, 0)))
-        given = np.asarray(self.weights or np.ones(len(self.vectors)), np.float64)
-        coefficients = self.method.coefficients(given)
-        if coefficients is not None:
-            row = self.scale * np.asarray(coefficients, np.float64)[None]
+        row = self.row
+        if row is not None:
             return Linear(lambda name: row)
         members = range(len(self.vectors))
         found = run_stages(plan, self.method, members, engine)

@@ -197,7 +197,8 @@ def test_cuts_shrink_with_the_number_of_rows(open_folder: Open, rows: int) -> No
     assert plan.cut_size % BLOCK == 0
     assert plan.cut_size >= BLOCK
     assert plan.cut_size <= 1 << 19
-    assert plan.cut_size * rows <= max(1 << 22, BLOCK * rows)
+    assert plan.cut_size * rows <= max(1 << 23, BLOCK * rows)
+    assert f"{plan.cut_size:b}".count("1") == 1
 
 
 def test_memory_does_not_grow_with_the_model(open_folder: Open) -> None:

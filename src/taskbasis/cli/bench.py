@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from taskbasis.cli.demo import teller
 from taskbasis.cli.options import print_table
 from taskbasis.cli.stopping import exit_code
 
@@ -67,7 +68,7 @@ def bench(
         {split: count for split, count in limits.items() if count is not None},
     )
     try:
-        report = run(asked, _nothing if quiet else _tell, workers)
+        report = run(asked, teller(quiet), workers)
     except KeyboardInterrupt as stop:
         click.echo("stopped; what was made and measured is kept, and used when run again", err=True)
         raise click.exceptions.Exit(exit_code(stop)) from None
@@ -78,11 +79,3 @@ def bench(
     click.echo(means.caption(columns))
     click.echo(f"checkpoints: {report.rows[0].extras['checkpoints']}")
     click.echo(f"table, differences and pictures: {Path(out) / f'bench-{suite}.md'}")
-
-
-def _nothing(text: str) -> None:
-    del text
-
-
-def _tell(text: str) -> None:
-    click.echo(text, err=True)

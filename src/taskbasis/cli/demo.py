@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import click
 
 from taskbasis.cli.options import print_table
@@ -24,7 +27,7 @@ def demo(out: str, seeds: int, quiet: bool) -> None:
     from taskbasis.demo import COLUMNS, run
 
     folder = Path(out)
-    report = run(folder, range(seeds), _nothing if quiet else _tell).aggregate()
+    report = run(folder, range(seeds), teller(quiet)).aggregate()
     header, cells = report.table(list(COLUMNS))
     narrow = [column.replace(" ", "\n") for column in header]
     print_table("digits, eight tasks", narrow, cells)
@@ -32,9 +35,10 @@ def demo(out: str, seeds: int, quiet: bool) -> None:
     click.echo(f"models, vectors, bases, report and pictures: {folder}")
 
 
+def teller(quiet: bool) -> Callable[[str], None]:
+    """Where sentences on the way go, from worker processes too: to the error stream, or nowhere."""
+    return _nothing if quiet else partial(click.echo, err=True)
+
+
 def _nothing(text: str) -> None:
     del text
-
-
-def _tell(text: str) -> None:
-    click.echo(text, err=True)

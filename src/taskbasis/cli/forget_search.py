@@ -96,7 +96,7 @@ class Search:
 
     def _grid(self, removal: Removal) -> tuple[Sequence[float], Sequence[float]]:
         from taskbasis.errors import UsageError
-        from taskbasis.evaluate import DENSITIES, SCALES
+        from taskbasis.evaluate.forgetting import DENSITIES, SCALES
 
         scales = SCALES if self.scales is None else _numbers("--scales", self.scales)
         if removal.masks is not None and removal.mask is not None:

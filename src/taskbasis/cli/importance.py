@@ -87,7 +87,7 @@ def open_problem(task: str, model: str, reading: Reading, device: str | None) ->
 @click.command()
 @click.argument("model")
 @click.option(
-    "--task", help="Data (csv, tsv, jsonl, npz, a datasets folder), or SUITE:FOLDER:TASK."
+    "--task", help="Data (csv, tsv, jsonl, txt, npz, a datasets folder), or SUITE:FOLDER:TASK."
 )
 @click.option("--base", help="The model it was tuned from.")
 @click.option("--factor", show_default="delta with --base, else weight",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as again
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from taskbasis.evaluate import Task
     from taskbasis.io.storing import Rounding, Storing
     from taskbasis.passes import Kept
-    from taskbasis.saving import Saved
+    from taskbasis.saving import Edit, Saved
     from taskbasis.vectors import EditedModel, TaskVector
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -103,6 +103,7 @@ class Output:
 
     def write_model(self, model: EditedModel, names: Sequence[str] = ()) -> None:
         """Write weights and report; ``names`` are those of the vectors a method chose from."""
+        warn_where_idle(self.engine.device, [model.edit()])
         saved = model.save(
             self.path,
             self.dtype,
@@ -209,8 +210,9 @@ def output_options(
 ) -> Callable[[F], F]:
     """Add -o, --dtype, --out-shard-size, --replace and the engine's; pass them as ``output``.
 
-    Without a help text there is no --dtype and nothing of rounding; without ``shards`` no
-    --out-shard-size, and without ``rounds`` only --dtype. What has both has --resume, too.
+    Without a help text there is no --dtype, no --device and nothing of rounding; without
+    ``shards`` no --out-shard-size, and without ``rounds`` only --dtype and --device. What has both
+    has --resume, too.
     """
     shard_size = click.option(
         "--out-shard-size",
@@ -225,6 +227,7 @@ def output_options(
         @(shard_size if shards else _unchanged)
         @click.option("--replace", is_flag=True, help="Replace what stands at --out, whole.")
         @(resume_option if shards and dtype_help else _unchanged)
+        @(device_option if dtype_help else _unchanged)
         @click.option("-v", "--verbose", is_flag=True, help="Say what was done with every tensor.")
         @engine_options
         @functools.wraps(function)
@@ -236,6 +239,7 @@ def output_options(
             quiet: bool,
             verbose: bool,
             resume: bool = False,
+            device: str | None = None,
             out_shard_size: int = 0,
             dtype: str | None = None,
             float32: tuple[str, ...] = (),
@@ -248,7 +252,7 @@ def output_options(
                 dtype,
                 out_shard_size,
                 replace,
-                again(engine, resume=resume),
+                again(engine, resume=resume, device=device),
                 quiet,
                 verbose,
                 float32,
@@ -272,6 +276,11 @@ def _unchanged(function: F) -> F:
 
 resume_option = click.option(
     "--resume", is_flag=True, help="Go on from what the same command, killed or stopped, finished."
+)
+device_option = click.option(
+    "--device",
+    help="Compute weighted sums (the same bytes) and inner products on this torch device, e.g. "
+    "cuda.",
 )
 model_output = output_options(
     "Of the float tensors: float32, float16, bfloat16. [default: as in the base]"
@@ -346,6 +355,12 @@ def print_kept(names: Sequence[str], kept: Kept) -> None:
     nothing = [name for name, density in zip(names, kept.density, strict=True) if not density]
     if nothing:
         warn(f"nothing is kept of {', '.join(nothing)}; is the threshold too high?")
+
+
+def warn_where_idle(device: str | None, edits: Iterable[Edit]) -> None:
+    """Say which methods a device, if one was asked for, does not compute."""
+    for name in sorted({edit.method.name for edit in edits if device and edit.row is None}):
+        warn(f"--device {device} changes nothing for {name}, which is more than a weighted sum")
 
 
 def write_text(path: Path, text: str) -> None:

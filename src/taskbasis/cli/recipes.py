@@ -13,11 +13,13 @@ from taskbasis.cli.options import (
     Output,
     Size,
     Source,
+    device_option,
     engine_options,
     print_table,
     resume_option,
     rounding_options,
     warn,
+    warn_where_idle,
 )
 from taskbasis.units import bytes_text
 
@@ -30,11 +32,11 @@ if TYPE_CHECKING:
 RECIPES = (".yml", ".yaml")
 
 IDLE = {
-    "--cuda/--no-cuda": "taskbasis merges on the CPU",
+    "--cuda/--no-cuda": "weighted sums are computed on the GPU with --device cuda",
     "--low-cpu-memory/--no-low-cpu-memory": "memory is capped by --memory",
-    "--read-to-gpu/--no-read-to-gpu": "taskbasis merges on the CPU",
-    "--multi-gpu/--no-multi-gpu": "taskbasis merges on the CPU",
-    "--gpu-rich": "taskbasis merges on the CPU",
+    "--read-to-gpu/--no-read-to-gpu": "files are read into page-locked memory for --device",
+    "--multi-gpu/--no-multi-gpu": "--device names the one device that is used",
+    "--gpu-rich": "weighted sums are computed on the GPU with --device cuda",
     "--lazy-unpickle/--no-lazy-unpickle": "no pickle is ever loaded",
     "--async-write/--no-async-write": "tensors are written as they are made",
     "--clone-tensors/--no-clone-tensors": "outputs share no memory",
@@ -61,7 +63,6 @@ class ByRecipe(click.Command):
 
 
 IDLE_VALUES = {
-    "--device": "taskbasis merges on the CPU",
     "--write-threads": "--num-threads is for all of the work",
     "--transformers-cache": "models of the hub are in its own cache, see HF_HUB_CACHE",
     "--lora-merge-cache": "adapters are merged while they are read",
@@ -100,6 +101,7 @@ def _idle_options(function: Any) -> Any:
 @click.option("--write-model-card/--no-write-model-card", default=True, help="README.md.")
 @click.option("--replace", is_flag=True, help="Replace what stands at OUT, whole.")
 @resume_option
+@device_option
 @click.option("-v", "--verbose", is_flag=True, help="Say what was done with every tensor.")
 @rounding_options
 @click.option("--num-threads", type=click.IntRange(1), help="As --workers.")
@@ -114,6 +116,7 @@ def merge_recipe(
     write_model_card: bool,
     replace: bool,
     resume: bool,
+    device: str | None,
     verbose: bool,
     float32: tuple[str, ...],
     rounding: Rounding,
@@ -124,7 +127,7 @@ def merge_recipe(
     **idle: bool | str | None,
 ) -> None:
     """Follow RECIPE, a mergekit YAML file, and write the model to OUT."""
-    from taskbasis.chains import follow_all
+    from taskbasis.chains import follow_all, look_ahead
     from taskbasis.io.hidden import HiddenFolder
     from taskbasis.io.journal import run_key
     from taskbasis.io.writer import check_destination
@@ -138,11 +141,16 @@ def merge_recipe(
         )
         if given is not None and not quiet:
             warn(f"--{flag} changes nothing: {why}")
-    engine = again(engine, workers=num_threads or engine.workers, resume=resume)
+    device = None if device == "cpu" else device  # mergekit's word for no device
+    workers = num_threads or engine.workers
+    engine = again(engine, workers=workers, resume=resume, device=device)
     how = (float32, rounding, rounding_seed)
     output = Output(out, None, out_shard_size, replace, engine, quiet, verbose, *how)
     storing = output.storing
     known = _read(recipe, quiet)
+    if device is not None:
+        ahead = look_ahead(known, random_seed, lora_dtype).values()
+        warn_where_idle(device, [edit for prepared in ahead for edit in prepared.edits])
     check_destination(Path(out), replace, [Path(recipe)])
     with HiddenFolder(Path(out), "parts") as parts:
         parts.take(run_key([random_seed, lora_dtype], [Path(recipe)], None, resume), resume)

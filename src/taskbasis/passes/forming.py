@@ -18,7 +18,7 @@ from taskbasis.plan import Plan
 
 
 class Former(Protocol):
-    """Forms the outputs of a stretch; the linear case runs in one fused kernel."""
+    """Forms the outputs of a stretch; the linear case is one call of the loops."""
 
     def form(
         self, stretch: Stretch, add_base: bool, out: NDArray[Any], stats: NDArray[np.float64]
@@ -35,7 +35,7 @@ class Former(Protocol):
 
 @dataclass(frozen=True)
 class Linear:
-    """Outputs that are fixed linear combinations of the vectors.
+    """Outputs that are fixed linear combinations of the vectors: on the engine's device, if any.
 
     Attributes:
         coefficients: [M, T] for a tensor's name.
@@ -48,7 +48,7 @@ class Linear:
     ) -> None:
         merge = stretch.merge
         mixed = (self.coefficients(merge.name) @ merge.mixing).astype(stretch.rows.dtype)
-        kernels.form(
+        stretch.scratch.loops.form(
             stretch.base,
             stretch.words,
             stretch.difference,
@@ -65,7 +65,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Merged:
-    """Outputs that methods make of groups of vectors.
+    """Outputs that methods make of groups of vectors, on the processor.
 
     Attributes:
         plan: what is read.

@@ -49,18 +49,19 @@ def read_cut(merge: Merge, cut: Cut, scratch: Scratch) -> Stretch:
     compute = np.float64 if merge.double else np.float32
     base = None
     if merge.base is not None:
-        base = scratch.array("base", (size,), merge.base.dtype.bits)
+        base = scratch.array("base", (size,), merge.base.dtype.bits, travels=True)
         merge.base.read(cut.start, cut.stop, base)
     rows = scratch.array("rows", kernels.scratch_rows(len(merge.rows)), compute)
     if merge.factored:
         return Stretch(merge, cut, scratch, base, _NOTHING, False, rows)
     alike = len({(info.dtype, sub) for info, sub in _inputs(merge)}) == 1 and not any(merge.masks)
     if alike:
-        words = scratch.array("words", (len(merge.rows), size), merge.rows[0].dtype.bits)
+        shape = (len(merge.rows), size)
+        words = scratch.array("words", shape, merge.rows[0].dtype.bits, travels=True)
         for info, row in zip(merge.rows, words, strict=True):
             info.read(cut.start, cut.stop, row)
         return Stretch(merge, cut, scratch, base, words, merge.differences[0], rows)
-    words = scratch.array("words", (len(merge.rows), size), compute)
+    words = scratch.array("words", (len(merge.rows), size), compute, travels=True)
     _read_mixed(merge, cut, base, words, scratch)
     return Stretch(merge, cut, scratch, base, words, False, rows)
 
@@ -241,5 +242,6 @@ def not_finite(merge: Merge) -> str:
     inputs = ", ".join(sorted({info.blob.label for info in read}))
     return (
         f"tensor {merge.name!r}: a value is NaN or infinite (inputs: {inputs}); "
-        "repair the checkpoint, or leave the tensor out with --exclude"
+        "repair the checkpoint, or leave the tensor out: with --exclude, or in a recipe by a "
+        "filter that gives it weight 0"
     )

@@ -139,7 +139,7 @@ def form_at_random(
         keys: [M], by which the outputs are drawn.
     """
     compute, size = stretch.rows.dtype, out.shape[1]
-    values = stretch.scratch.array("values to store", out.shape, compute)
+    values = stretch.scratch.array("values to store", out.shape, compute, travels=True)
     note = former.form(stretch, False, values, stats)
     base = stretch.scratch.array("base to store", (size,), compute)
     if add_base and stretch.base is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from taskbasis.io.journal import Entry
 from taskbasis.io.storing import AS_IT_IS, Storing
 from taskbasis.io.tensors import TensorInfo
 from taskbasis.io.writer import Sink
-from taskbasis.passes.forming import Former, Merged
+from taskbasis.passes.forming import Former, Linear, Merged
 from taskbasis.passes.reading import not_finite, quietly, read_cut
 from taskbasis.passes.resuming import Place, each, entry
 from taskbasis.passes.stochastic import form_at_random
@@ -47,6 +48,7 @@ def write(
     Raises:
         ValueProblem: a value is not finite, or too large for the dtype it is stored in.
     """
+    plan = replace(plan, far=engine.device is not None and isinstance(former, Linear))
 
     def work(cut: Cut, scratch: Scratch) -> Entry:
         merge = plan.merges[cut.index]
@@ -57,7 +59,7 @@ def write(
             with quietly():
                 stretch = read_cut(merge, cut, scratch)
             dtype = sink.dtype(names[0])
-            out = scratch.array("out", (len(names), cut.stop - cut.start), dtype.bits)
+            out = scratch.array("out", (len(names), cut.stop - cut.start), dtype.bits, travels=True)
             with quietly():
                 if storing.seed is None or dtype == F64:
                     note = former.form(stretch, add_base, out, stats)
@@ -71,12 +73,12 @@ def write(
     def place(cut: Cut) -> Place:
         return outputs(plan.merges[cut.index].name), cut.start, cut.stop
 
-    if add_base:
-        _copy(plan.copies, sink, engine)
     most = max((len(outputs(merge.name)) for merge in plan.merges), default=0)
     most = most if storing.seed is None else 2 * most + 1  # values before they are rounded
     methods = {part[0] for part in former.parts} if isinstance(former, Merged) else {None}
     engine = engine.within(max(plan.memory(most, method) for method in methods))
+    if add_base:
+        _copy(plan.copies, sink, engine)
     cuts, totals = plan.cuts(), dict[str, NDArray[np.float64]]()
     with closing(each(sink, work, cuts, place, plan.cut_bytes, "write", engine)) as results:
         for cut, made in results:

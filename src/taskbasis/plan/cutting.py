@@ -20,7 +20,7 @@ _CUT = 1 << 19
 Half as many where a method makes arrays of what it sees: few of those then leave the cache.
 """
 
-_ROWS_TIMES_CUT = 1 << 22
+_ROWS_TIMES_CUT = 1 << 23
 
 _FAR = 8
 """How many times longer cuts are for a device, whose every operation takes a while to start."""
@@ -81,11 +81,14 @@ class Plan:
 
     @cached_property
     def cut_size(self) -> int:
-        """Elements per cut: fewer when more rows are read at once, always whole blocks."""
+        """Elements per cut: fewer when more rows are read at once, always whole blocks.
+
+        A power of two, so that cuts seldom share a block that is digested.
+        """
         times = _FAR if self.far else 1
-        fitting = times * _ROWS_TIMES_CUT // max(self.rows + 2, 1)
+        fitting = times * _ROWS_TIMES_CUT // (self.rows + 2)
         longest = times * (_CUT if self.fused else _CUT // 2)
-        return max(min(longest, fitting) // BLOCK, 1) * BLOCK
+        return max(min(longest, 1 << fitting.bit_length() >> 1), BLOCK)
 
     def step(self, merge: Merge) -> int:
         """Elements per cut of one tensor: all of them where it is not to be cut."""

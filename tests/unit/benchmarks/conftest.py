@@ -32,7 +32,11 @@ ORDER = (
     "speed",
     "growth",
     "importance",
+    "device",
     "results_page",
+    "paired",
+    "cases",
+    "granularity",
 )
 
 

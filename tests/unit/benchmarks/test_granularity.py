@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -17,28 +13,11 @@ from taskbasis.demo import InMemory
 from taskbasis.evaluate import Effort, Task, Yardstick, judge, measure
 from taskbasis.report import Report
 
-FOLDER = Path(__file__).parents[3] / "benchmarks"
-ORDER = ("paired", "cases", "granularity")
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def bench() -> Iterator[SimpleNamespace]:
+@pytest.fixture
+def bench(scripts: dict[str, ModuleType]) -> SimpleNamespace:
     """The scripts as modules, each under its name."""
-    hidden = {name: sys.modules.pop(name) for name in ORDER if name in sys.modules}
-    yield SimpleNamespace(**{name: _load(name) for name in ORDER})
-    for name in ORDER:
-        sys.modules.pop(name, None)
-    sys.modules.update(hidden)
+    return SimpleNamespace(**scripts)
 
 
 def outcome(
