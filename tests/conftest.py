@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -48,6 +51,34 @@ def write_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture(scope="session")
+def recorded_worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What mergekit's recorded cases are merged from: a folder of worlds, each of models."""
+    recorded = Path(__file__).parent / "reference" / "mergekit" / "inputs.safetensors"
+    folder = tmp_path_factory.mktemp("worlds")
+    models: dict[str, dict[str, Any]] = {}
+    for name, tensor in safetensors.deserialize(recorded.read_bytes()):
+        model, _, inner = name.rpartition("/")
+        models.setdefault(model, {})[inner] = tensor
+    for name, parts in models.items():
+        path = folder / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(_as_they_are(parts))
+    return folder
+
+
+def _as_they_are(parts: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """A file of tensors whose dtypes NumPy has no names for: length, JSON header, bytes."""
+    header: dict[str, Any] = {}
+    data = b""
+    for name, tensor in parts.items():
+        ends = [len(data), len(data) + len(tensor["data"])]
+        header[name] = {"dtype": tensor["dtype"], "shape": tensor["shape"], "data_offsets": ends}
+        data += bytes(tensor["data"])
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
 
 
 @pytest.fixture
@@ -123,3 +154,15 @@ def floats() -> Callable[..., NDArray[Any]]:
 def leftovers() -> Callable[[Path], list[str]]:
     """The names of hidden, half-written or retired entries in a folder."""
     return lambda folder: sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
+
+
+@pytest.fixture
+def loaded_by() -> Callable[[str], set[str]]:
+    """``loaded_by(code)``: all modules that a fresh interpreter has loaded after some code."""
+
+    def names(code: str) -> set[str]:
+        words = [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        return set(done.stdout.splitlines()[-1].split())
+
+    return names

@@ -70,6 +70,22 @@ def test_commands_exist_as_written(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_can_be_typed_one_after_the_other(page: Path) -> None:
+    """No two of a page's blocks write to one place, which the second would be refused."""
+    written = []
+    for language, block in FENCE.findall(page.read_text(encoding="utf-8")):
+        if language == "python":
+            written += re.findall(r"\.save\(\"([^\"]+)\"", block)
+        for line in block.splitlines() if language == "" else ():
+            words = shlex.split(line, comments=True)
+            if "-o" in words:
+                written.append(words[words.index("-o") + 1])
+            elif words[:2] == ["taskbasis", "merge"]:
+                written.append(words[3])  # RECIPE OUT
+    assert sorted(set(written)) == sorted(written)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_is_python_and_uses_public_names(page: Path) -> None:
     import taskbasis
 

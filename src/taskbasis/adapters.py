@@ -121,9 +121,14 @@ def tied_apart(adapter: Adapter, base: TensorStore, name: str) -> str:
     """What to say of whole embeddings of a model that ties its head to them."""
     return (
         f"{adapter.path}: holds {name!r} whole, apart from the head, which {base.path} ties to it; "
-        f"PEFT leaves the head as it was. {MERGE_IT[0].upper()}{MERGE_IT[1:]}, or leave it out "
-        f"with --exclude '{name}'"
+        f"PEFT leaves the head as it was. {MERGE_IT[0].upper()}{MERGE_IT[1:]}, "
+        f"{_or_leave_out(name)}"
     )
+
+
+def _or_leave_out(name: str) -> str:
+    """The other way out; recipes have no --exclude."""
+    return f"or, outside of recipes, leave it out with --exclude '{name}'"
 
 
 def _check_ties(adapter: Adapter, base: TensorStore, fitted: _Fitted) -> None:
@@ -174,7 +179,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _check_copy(name: str, info: TensorInfo, base: TensorStore) -> None:
-    advice = f"{MERGE_IT}, or leave it out with --exclude '{name}'"
+    advice = f"{MERGE_IT}, {_or_leave_out(name)}"
     if name not in base:
         raise MismatchError(
             f"{info.where} is a whole tensor, but the base {base.path} has no {name!r}"

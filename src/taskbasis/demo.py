@@ -21,21 +21,15 @@ from numpy.typing import NDArray
 from taskbasis.basis import Construction, solve
 from taskbasis.engine import Engine, available_workers
 from taskbasis.errors import require
-from taskbasis.evaluate import (
-    Effort,
-    Model,
-    Yardstick,
-    judge,
-    judge_addition,
-    judge_left_out,
-    measure,
-    reference_rows,
-)
+from taskbasis.evaluate import Effort, Model, Yardstick, judge, measure, reference_rows
+from taskbasis.evaluate.judge import judge_addition, judge_left_out
 from taskbasis.library import Basis, Design, fit
+from taskbasis.library.groups import atom_scale
 from taskbasis.plot import gram_plot, storage_plot
 from taskbasis.report import FULL, Report, Row
 from taskbasis.suites.digits import DigitsWorld, prepare
 from taskbasis.suites.digits_model import Settings
+from taskbasis.suites.world import Tell
 from taskbasis.vectors import Checkpoint, EditedModel, TaskVector
 
 DESIGNS: Mapping[str, Design] = {
@@ -52,8 +46,6 @@ DESIGNS: Mapping[str, Design] = {
 
 EFFORT = Effort(coarse=(0.0, 0.2, 0.3, 0.4, 0.6, 1.0), per_size=1)
 
-_NO_MEAN = 1e-6
-
 COLUMNS = (
     "addition accuracy",
     "addition normalised",
@@ -64,8 +56,6 @@ COLUMNS = (
     "negation target",
     "negation control",
 )
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -223,7 +213,7 @@ def judge_basis(
     design = Design.recorded(made.contents.options, atoms)
     recovered = np.stack([flat(made[name], full.base) for name in made.names])
     collection = InMemory(made.names, made.nbytes, full.base, recovered, recovered.sum(axis=0))
-    summed = flat(made.add_atoms(), full.base) * np.float32(_per_task(made))
+    summed = flat(made.add_atoms(), full.base) * np.float32(atom_scale(made.contents.groups))
     method = f"{label} k={_wanted(made)}"
     rows = judge(collection, yardstick, method, effort)
     by_atoms = judge_addition(replace(collection, total=summed), yardstick, method)
@@ -242,16 +232,6 @@ def _recover(collection: InMemory) -> Callable[[str], Model]:
 def _wanted(made: Basis) -> int:
     """k as asked for: PCA stores its mean beyond it."""
     return made.contents.atoms - any(group.codes.mean_atom for group in made.contents.groups)
-
-
-def _per_task(made: Basis) -> float:
-    """What makes the average coefficient of a task 1 in the sum of atoms, so grids compare."""
-    weights = [
-        float((group.codes.encoder @ group.codes.addition)[: len(made.names)].mean())
-        for group in made.contents.groups
-    ]
-    mean = float(np.mean(weights))
-    return 1.0 / mean if mean > _NO_MEAN else 1.0  # centred atoms have no such coefficient
 
 
 def _left_out(full: InMemory, design: Design | None) -> Callable[[str], Model]:

@@ -49,7 +49,7 @@ def difference_leaf(base: TensorStore, tuned: TensorStore, exclude: Sequence[str
     old = {name: info for name, info in base.items() if name not in left_out}
     new = {naming.to_base(name): info for name, info in tuned.items() if name not in left_out}
     new = {name: info for name, info in new.items() if name not in left_out}
-    tied = _ties(old, new, tuned)
+    tied = _ties(old, new)
     _refuse_strangers(base, tuned, old, new, tied)
     infos: dict[str, TensorInfo] = {}
     integers: list[str] = []
@@ -117,9 +117,7 @@ def excluded(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
     return found
 
 
-def _ties(
-    old: Mapping[str, TensorInfo], new: Mapping[str, TensorInfo], tuned: TensorStore
-) -> dict[str, str]:
+def _ties(old: Mapping[str, TensorInfo], new: Mapping[str, TensorInfo]) -> dict[str, str]:
     """Names on one side only whose bytes equal another tensor's there.
 
     A name the tuned side lacks maps to the name that stands for it; one that only the tuned side

@@ -17,7 +17,8 @@ from taskbasis.engine import Engine, Scratch
 from taskbasis.io.digests import BLOCK, block_digests, digest, tensor_digest
 from taskbasis.io.tensors import TensorInfo, TensorStore
 
-_BLOCKS_PER_PIECE = 64
+PIECE = BLOCK * 64
+"""Bytes that a worker reads at once."""
 
 
 _known: WeakKeyDictionary[TensorStore, dict[str, str]] = WeakKeyDictionary()
@@ -49,6 +50,7 @@ def digests_of(
 ) -> list[str]:
     """The digest of every tensor, in their order; two may have the same name."""
     pieces = [piece for info in infos for piece in _pieces(info)]
+    engine = engine.within(PIECE, least=1)
     results = engine.map(_block_digests, pieces, lambda p: p.stop - p.start, title)
     blocks: list[list[bytes]] = []
     for piece, found in zip(pieces, results, strict=True):
@@ -62,9 +64,8 @@ def digests_of(
 
 
 def _pieces(info: TensorInfo) -> list[_Piece]:
-    step = BLOCK * _BLOCKS_PER_PIECE
-    starts = range(0, max(info.nbytes, 1), step)
-    return [_Piece(info, start, min(start + step, info.nbytes)) for start in starts]
+    starts = range(0, max(info.nbytes, 1), PIECE)
+    return [_Piece(info, start, min(start + PIECE, info.nbytes)) for start in starts]
 
 
 def _block_digests(piece: _Piece, scratch: Scratch) -> bytes:

@@ -28,6 +28,7 @@ from taskbasis.io.storing import Rounding
 from taskbasis.io.writer import check_destination
 from taskbasis.library.basis import inner_products
 from taskbasis.library.groups import group_grams
+from taskbasis.merging import by_name
 from taskbasis.recipe import Combination
 from taskbasis.saving import Saved
 from taskbasis.vectors import TaskVector
@@ -144,11 +145,7 @@ def disentangle(
     """
     check_numbers(alpha, rate, iterations)
     group_name("", granularity)
-    named = (
-        dict(vectors)
-        if isinstance(vectors, Mapping)
-        else {str(number): vector for number, vector in enumerate(vectors)}
-    )
+    named = by_name(vectors)
     if not named:
         raise ValueProblem("there is no task vector to disentangle; give at least two")
     grams = inner_products(list(named.values()), engine or Engine())

@@ -124,17 +124,26 @@ class Problems:
             raise SeveralErrors(unlike)
 
 
+_SHOWN = 24
+"""Names in a hint: a model has thousands."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint naming the closest known name, or listing what is known when none is close.
+    """A hint naming the closest known name, or some of what is known when none is close.
 
     >>> nearest("autoencodr", ["autoencoder", "pca"])
     "did you mean 'autoencoder'?"
     >>> nearest("x", ["pca", "svd"])
     'known: pca, svd'
+    >>> nearest("x", [f"layers.{n}" for n in range(900)])[-20:]
+    'ers.23, and 876 more'
     """
     choices = list(known)
     close = difflib.get_close_matches(name, choices, n=1)
-    return f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(choices)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = len(choices) - _SHOWN
+    return "known: " + ", ".join(choices[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
 
 
 def finite(what: str, number: float) -> float:

@@ -90,18 +90,7 @@ def follow(
             totals |= write(plan, staged, former, names, True, engine, how)
         left: tuple[str, ...] = ()
         if not staged.is_file:
-            record = _record(prepared, text)
-            staged.add_file(RECIPE_FILE, (json.dumps(portable(record), indent=2) + "\n").encode())
-            staged.add_file(CONFIG, text.encode())
-            if card:
-                known = list(dict.fromkeys([*prepared.parents, *parents]))
-                used, words = _method(prepared), storing.options
-                staged.add_file(CARD, model_card(record, known, used, stored=words).encode())
-            skip = (CONFIG, *TOKENIZER, *prepared.tokens)
-            config = prepared.config if prepared.changed else None
-            left = copy_side_files(prepared.donor, staged, prepared.dtype, config, skip=skip)
-            for name, raw in prepared.tokens.items():
-                staged.add_file(name, raw)
+            left = _write_beside(prepared, staged, text, parents if card else None)
         staged.commit()
     norm, lost = rounding(totals)
     rules = {
@@ -113,6 +102,29 @@ def follow(
     }
     nbytes = sum(tensor.nbytes for tensor in outputs)
     return Saved(Path(out), nbytes, rules, norm, lost, left)
+
+
+def _write_beside(
+    prepared: Prepared, staged: Staged, text: str, parents: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Recipe, record, card, config and tokenizer; returns what was left of the donor's files.
+
+    Args:
+        parents: what merges of the same file were made of; None: no card is written.
+    """
+    record = _record(prepared, text)
+    staged.add_file(RECIPE_FILE, (json.dumps(portable(record), indent=2) + "\n").encode())
+    staged.add_file(CONFIG, text.encode())
+    if parents is not None:
+        known = list(dict.fromkeys([*prepared.parents, *parents]))
+        used, words = _method(prepared), prepared.beside.options
+        staged.add_file(CARD, model_card(record, known, used, stored=words).encode())
+    skip = (CONFIG, *TOKENIZER, *prepared.tokens)
+    config = prepared.config if prepared.changed else None
+    left = copy_side_files(prepared.donor, staged, prepared.dtype, config, skip=skip)
+    for name, raw in prepared.tokens.items():
+        staged.add_file(name, raw)
+    return left
 
 
 def _method(prepared: Prepared) -> Method | None:

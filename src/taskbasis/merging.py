@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from taskbasis.errors import UsageError
 from taskbasis.methods import Method
 from taskbasis.methods.elementwise.task_arithmetic import TaskArithmetic
 from taskbasis.scores import Importance, Moments
 from taskbasis.vectors import Checkpoint, EditedModel, TaskVector, as_checkpoint
+
+T = TypeVar("T")
+
+
+def by_name(vectors: Mapping[str, T] | Iterable[T]) -> dict[str, T]:
+    """Vectors, or whatever stands for them, by name; without names by their numbers.
+
+    >>> by_name(["x", "y"])
+    {'0': 'x', '1': 'y'}
+    """
+    if isinstance(vectors, Mapping):
+        return dict(vectors)
+    return {str(number): vector for number, vector in enumerate(vectors)}
 
 
 def merge(
@@ -63,6 +77,14 @@ def analogy(plus: Iterable[TaskVector], minus: TaskVector) -> TaskVector:
     """C + (B - A): the sum of ``plus`` less ``minus``, for a fourth task nobody trained.
 
     Source: Ilharco et al., ICLR 2023.
+
+    Raises:
+        UsageError: there is nothing to add. BaseError: the vectors are of several bases.
+
+    >>> folder = getfixture("tiny_checkpoints")
+    >>> math, code = (TaskVector(folder / "base", folder / name) for name in ("math", "code"))
+    >>> analogy([math, code], minus=math).apply_to(folder / "base").tensors()["bias"]
+    array([1., 2.], dtype=float32)
     """
     vectors = list(plus)
     if not vectors:

@@ -27,7 +27,7 @@ from taskbasis.plan import Cut, Merge, Plan, make_plan
 from taskbasis.recipe import Binding, Learnt, shape_check
 from taskbasis.saving import Saved, save_with
 from taskbasis.scores import Importance
-from taskbasis.vectors import Checkpoint, TaskVector
+from taskbasis.vectors import Checkpoint, TaskVector, as_checkpoint
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _base_store(
                 "stored vectors do not know; give the base, scores, or scope tensor"
             )
         return bound.store
-    store = base.store if isinstance(base, Checkpoint) else Checkpoint(base).store
+    store = as_checkpoint(base).store
     ours = stored.bind(Binding(str(store.path), store), engine)
     if ours.fingerprint != bound.fingerprint:
         raise BaseError(f"the vectors were taken from {bound.name}, not from {ours.name}")
@@ -197,6 +197,15 @@ def restore(
         UsageError: other masks of the file may keep some of the entries.
         BaseError: the masks were made from vectors of another base.
         MismatchError: the model and its base do not have the same tensors.
+
+    >>> folder, out = getfixture("tiny_checkpoints"), getfixture("tmp_path")
+    >>> vectors = {n: TaskVector(folder / "base", folder / n) for n in ("math", "code")}
+    >>> made = select(vectors, out / "masks.safetensors", Sta(density=0.5, exclusive=True)).masks
+    >>> fused = sum((made[n] * v for n, v in vectors.items()), Checkpoint(folder / "base"))
+    >>> saved = fused.save(out / "fused")
+    >>> done = restore(out / "fused", folder / "base", made["code"], out / "without-code")
+    >>> [Checkpoint(out / n).store["bias"].load().tolist() for n in ("fused", "without-code")]
+    [[1.0, 2.0], [1.0, 0.0]]
     """
     if not mask.exclusive:
         raise UsageError(
@@ -204,8 +213,7 @@ def restore(
             "would take from other tasks; subtract the masked vector instead"
         )
     engine = engine or Engine()
-    model = merged if isinstance(merged, Checkpoint) else Checkpoint(merged)
-    origin = base if isinstance(base, Checkpoint) else Checkpoint(base)
+    model, origin = as_checkpoint(merged), as_checkpoint(base)
     ours = stored.bind(Binding(str(origin.path), origin.store), engine)
     if mask.base.fingerprint != ours.fingerprint:
         raise BaseError(

@@ -11,7 +11,7 @@ from taskbasis.card import CARD
 from taskbasis.errors import FileError
 from taskbasis.io.digests import FILE as DIGESTS_FILE
 from taskbasis.io.dtypes import DType
-from taskbasis.io.regular import check_inside, read_json
+from taskbasis.io.regular import check_inside, parse_json, read_json, read_regular
 from taskbasis.io.remote import Url, side_files
 from taskbasis.io.suffixes import INDEX_SUFFIX, SAFETENSORS, WEIGHT_SUFFIXES
 from taskbasis.io.tensors import TensorStore
@@ -93,7 +93,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         raw = dict(side_files(folder)).get("config.json") if folder.suffix != SAFETENSORS else None
     else:
         path = folder / "config.json"
-        raw = path.read_bytes() if path.is_file() else None
+        raw = read_regular(path) if path.is_file() else None
     return None if raw is None else _parsed(raw, folder)
 
 
@@ -114,10 +114,8 @@ def _changed(
 
 
 def _parsed(raw: bytes, base: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{base / 'config.json'}: is not valid JSON: {error}") from None
+    path = base / "config.json"
+    config = parse_json(raw, f"{path}:")
     if not isinstance(config, dict):
-        raise FileError(f"{base / 'config.json'}: is not a JSON object")
+        raise FileError(f"{path}: is not a JSON object")
     return config

@@ -8,6 +8,8 @@ from taskbasis.errors import UsageError
 
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "b": 10**9}
 _BINARY = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_MOST_BILLIONS = 10**5
+"""What is no number of billions; a number of bytes is often written so."""
 _PATTERN = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?(b?)")
 
 
@@ -30,7 +32,7 @@ def parse_bytes(text: str) -> int:
     """Bytes from text: ``512MiB``, ``5GB``, ``800M``; a bare ``5B`` is 5 billion, as in mergekit.
 
     Raises:
-        UsageError: the text is not a size.
+        UsageError: the text is not a size, or says billions where bytes were meant.
 
     >>> parse_bytes("512MiB"), parse_bytes("5GB"), parse_bytes("5B"), parse_bytes("1000")
     (536870912, 5000000000, 5000000000, 1000)
@@ -39,5 +41,9 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise UsageError(f"{text!r} is not a size; write e.g. 800MB, 5GB or 512MiB")
     number, unit, binary, b = match.groups()
+    if b and not unit and float(number) >= _MOST_BILLIONS:
+        raise UsageError(
+            f"{text!r} would be {number} billion bytes, as in mergekit; for bytes write {number}"
+        )
     factor = _BINARY[unit] if binary else _DECIMAL[unit or b]
     return int(float(number) * factor)

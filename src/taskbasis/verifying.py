@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taskbasis import stored
-from taskbasis.digest import digests_of, store_digests
+from taskbasis.digest import PIECE, digests_of, store_digests
 from taskbasis.engine import Engine
 from taskbasis.errors import FileError, HeaderError, TaskbasisError, UsageError
 from taskbasis.io import digests
@@ -221,7 +221,7 @@ def _compared_values(opened: Sequence[Opened], engine: Engine) -> Iterator[Fault
         for name, info in store.items()
         if name in record.tensors
     ]
-    found = digests_of([info for _, info, _ in known], engine, "verify")
+    found = digests_of([info for _, info, _ in known], engine.within(PIECE), "verify")
     for (file, info, expected), now in zip(known, found, strict=True):
         if now != expected:
             yield Fault(str(file), info.name, "differs from what was written")

@@ -158,7 +158,7 @@ def test_moments_in_one_command(desk: Path, call: Call) -> None:
         (f"{RUN} --compute-dtype int8", "is not a float type"),
         (f"{RUN} --exclude nothing", "matches no tensor"),
         ("importance tuned --task none.tsv -o s.safetensors", "none.tsv: no such data"),
-        ("importance tuned --task digits:none:parity -o s.safetensors", "holds no digits"),
+        ("importance tuned --task digits:none:parity -o s.safetensors", "digits.json cannot be"),
         ("importance none --task data.tsv -o s.safetensors", "none: is not a Hugging Face folder"),
         ("importance tuned --task data.tsv -o tuned", "would touch the input"),
         ("importance tuned --task data.tsv -o no/s.safetensors", "create it first"),

@@ -94,3 +94,9 @@ def test_what_is_wrong_with_one_path_does_not_hide_the_others(made: Path, call: 
     said = call("verify merged a.safetensors --base base")
     assert said.code == 2
     assert "a.safetensors: tensor 'norm' differs" in said.out
+
+
+def test_a_memory_cap_that_is_too_small(made: Path, call: Any) -> None:
+    said = call("verify a.safetensors --memory 1MB")
+    assert said.code == 1
+    assert "a memory cap of 1.00 MB is too small: this work needs" in said.sentence

@@ -95,32 +95,6 @@ def recorded() -> dict[str, NDArray[Any]]:
     }
 
 
-@pytest.fixture(scope="session")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of worlds, each a folder of models."""
-    folder = tmp_path_factory.mktemp("worlds")
-    models: dict[str, dict[str, Any]] = {}
-    for name, tensor in raw(FOLDER / "inputs.safetensors").items():
-        model, _, inner = name.rpartition("/")
-        models.setdefault(model, {})[inner] = tensor
-    for name, parts in models.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / f"{name}.safetensors").write_bytes(safetensors_file(parts))
-    return folder
-
-
-def safetensors_file(parts: dict[str, dict[str, Any]]) -> bytes:
-    """A file of the tensors: the length of a JSON header, the header, and the bytes."""
-    header: dict[str, Any] = {}
-    data = b""
-    for name, tensor in parts.items():
-        ends = [len(data), len(data) + len(tensor["data"])]
-        header[name] = {"dtype": tensor["dtype"], "shape": tensor["shape"], "data_offsets": ends}
-        data += bytes(tensor["data"])
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
-
-
 def tensors(path: Path) -> Tensors:
     """A model's tensors in float64."""
     found = sorted(raw(path.with_suffix(".safetensors")).items())
@@ -252,11 +226,17 @@ class Masks:
         row = self.kept[self.models.index(model), first : first + count]
         return np.where(row, 0, 2**32 - 1).astype(np.uint32)
 
+    def keep_below(self, row: NDArray[Any], key: str, start: int, bound: int) -> None:
+        """As noise.keep_below."""
+        row *= self(key, start, row.size) < bound
+
 
 def draw_as(masks: Masks, patch: pytest.MonkeyPatch) -> None:
     for name, module in list(sys.modules.items()):
-        if name.startswith("taskbasis.methods") and hasattr(module, "draws"):
-            patch.setattr(module, "draws", masks)
+        if name.startswith("taskbasis.methods"):
+            for drawing, theirs in (("draws", masks), ("keep_below", masks.keep_below)):
+                if hasattr(module, drawing):
+                    patch.setattr(module, drawing, theirs)
 
 
 def merged(
@@ -291,21 +271,21 @@ def merged(
 def test_we_agree_within_one_unit(
     name: str,
     recorded: dict[str, NDArray[Any]],
-    worlds: Path,
+    recorded_worlds: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ours = merged(RIGHT[name], worlds, monkeypatch, recorded.get(f"masks/{name}"))
+    ours = merged(RIGHT[name], recorded_worlds, monkeypatch, recorded.get(f"masks/{name}"))
     away = units(ours, recorded[name])
     assert away.max() <= 1, f"{RIGHT[name]}: {away.max()} units, {(away > 1).sum()} entries"
 
 
 @pytest.mark.parametrize("name", [n for n, case in CASES.items() if case["method"] == "slerp"])
 def test_slerp_of_two_vectors_is_slerp_of_one_upon_the_other(
-    name: str, worlds: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, recorded_worlds: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = CASES[name]
     upon, two = slerp(case), Ours(slerp(case).method, models=case["models"])
-    away = units(*(merged(case, worlds, monkeypatch, ours=ours) for ours in (upon, two)))
+    away = units(*(merged(case, recorded_worlds, monkeypatch, ours=ours) for ours in (upon, two)))
     assert away.max() <= 1, f"{case}: {away.max()} units, {(away > 1).sum()} entries"
 
 
@@ -461,23 +441,25 @@ def right_value(case: dict[str, Any], folder: Path) -> Floats:
 def test_where_they_are_wrong_we_are_right(
     name: str,
     recorded: dict[str, NDArray[Any]],
-    worlds: Path,
+    recorded_worlds: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case, theirs = WRONG[name], recorded[name]
-    right = narrow(right_value(case, worlds), theirs)
-    away = units(merged(case, worlds, monkeypatch), right)
+    right = narrow(right_value(case, recorded_worlds), theirs)
+    away = units(merged(case, recorded_worlds, monkeypatch), right)
     assert away.max() <= 1, f"{case}: {away.max()} units, {(away > 1).sum()} entries"
     least = 2 if theirs.dtype.itemsize == 2 else 100
     assert units(theirs, right).max() >= least, f"{case['wrong']}: no longer"
 
 
-def moved(name: str, recorded: dict[str, NDArray[Any]], worlds: Path) -> tuple[Floats, Floats]:
+def moved(
+    name: str, recorded: dict[str, NDArray[Any]], recorded_worlds: Path
+) -> tuple[Floats, Floats]:
     """What their result adds to the base, and what it should."""
     case = CASES[name]
-    base = tensors(worlds / case["world"] / "base")
+    base = tensors(recorded_worlds / case["world"] / "base")
     start = np.concatenate([base[part].reshape(-1) for part in base])
-    return wide(recorded[name]) - start, right_value(case, worlds) - start
+    return wide(recorded[name]) - start, right_value(case, recorded_worlds) - start
 
 
 SIGNED = [name for name, case in WRONG.items() if "sign of a subtracted" in case["wrong"]]
@@ -485,22 +467,22 @@ SIGNED = [name for name, case in WRONG.items() if "sign of a subtracted" in case
 
 @pytest.mark.parametrize("name", [n for n in SIGNED if shared(WRONG[n], "weight") == [-1]])
 def test_they_add_a_model_that_is_to_be_subtracted(
-    name: str, recorded: dict[str, NDArray[Any]], worlds: Path
+    name: str, recorded: dict[str, NDArray[Any]], recorded_worlds: Path
 ) -> None:
-    theirs, right = moved(name, recorded, worlds)
+    theirs, right = moved(name, recorded, recorded_worlds)
     assert flat_dot(theirs, right) / norm(theirs) / norm(right) == pytest.approx(-1, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", [n for n in SIGNED if shared(WRONG[n], "weight") == [1, -0.9]])
 def test_they_enlarge_what_weights_nearly_cancel(
-    name: str, recorded: dict[str, NDArray[Any]], worlds: Path
+    name: str, recorded: dict[str, NDArray[Any]], recorded_worlds: Path
 ) -> None:
-    theirs, right = moved(name, recorded, worlds)
+    theirs, right = moved(name, recorded, recorded_worlds)
     assert norm(theirs) > 5 * norm(right)
 
 
 def test_breadcrumbs_without_a_whole_outlier_are_right_in_0_1_5(
-    recorded: dict[str, NDArray[Any]], worlds: Path
+    recorded: dict[str, NDArray[Any]], recorded_worlds: Path
 ) -> None:
     """Older releases, by reading, emptied tensors with gamma * size < 1; this one does not."""
     found = [
@@ -510,8 +492,8 @@ def test_breadcrumbs_without_a_whole_outlier_are_right_in_0_1_5(
     ]
     assert found
     for name in found:
-        theirs, _ = moved(name, recorded, worlds)
-        sizes = [t.size for t in tensors(worlds / CASES[name]["world"] / "base").values()]
+        theirs, _ = moved(name, recorded, recorded_worlds)
+        sizes = [t.size for t in tensors(recorded_worlds / CASES[name]["world"] / "base").values()]
         assert all(0.01 * size < 1 for size in sizes)
         for part in np.split(theirs, np.cumsum(sizes)[:-1]):
             assert np.count_nonzero(part) >= int(0.9 * part.size)

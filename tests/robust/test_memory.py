@@ -14,6 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from taskbasis.engine import Engine, load_kernels, resident_bytes
+from taskbasis.errors import MemoryCapError
+from taskbasis.passes import writing
+from taskbasis.vectors import Checkpoint, TaskVector
+
 CODE = """
 import sys
 from taskbasis.cli import run
@@ -70,8 +75,34 @@ def test_the_cap_is_obeyed(models: Path, tmp_path: Path, words: str) -> None:
     assert found, refused.stderr
     assert os.listdir(tmp_path) == []
     cap = int(float(found[1]) * 1e6 * 1.15)
-    kept = process(models, f"{words} --memory {cap}B", tmp_path / "out")
+    kept = process(models, f"{words} --memory {cap}", tmp_path / "out")
     assert kept.returncode == 0, kept.stderr
     peak = int(kept.stdout.rpartition("peak ")[2])
     assert peak <= cap
     assert peak < (TENSORS * SIDE * SIDE * 4) * 5 + 150e6, "the models are not held at once"
+
+
+def test_copies_are_made_by_no_more_workers_than_fit(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+    real = writing._copy
+
+    def copy(copies: Any, sink: Any, engine: Engine) -> None:
+        found.append(engine.workers)
+        real(copies, sink, engine)
+
+    monkeypatch.setattr(writing, "_copy", copy)
+    load_kernels()
+    vector = TaskVector(models / "base", models / "a")
+    engine = Engine(64, resident_bytes() + (150 << 20))
+    (Checkpoint(models / "base") + vector).save(tmp_path / "out", engine=engine)
+    assert len(found) == 1
+    assert 1 <= found[0] < 64
+
+
+def test_few_workers_are_granted_at_any_rate_where_that_is_asked() -> None:
+    engine = Engine(8, memory=1 << 20)
+    assert engine.within(1 << 20, least=1).workers == 1
+    with pytest.raises(MemoryCapError, match=r"a memory cap of 1\.05 MB is too small"):
+        engine.within(1 << 20)

@@ -323,7 +323,9 @@ def test_whole_tensors_that_do_not_fit(
     write_adapter: Write, base: TensorStore, copy: Array, said: str
 ) -> None:
     path = write_adapter("lora", TWO, {"emb.weight": copy})
-    assert refused(path, base, said).endswith("or leave it out with --exclude 'emb.weight'")
+    assert refused(path, base, said).endswith(
+        "or, outside of recipes, leave it out with --exclude 'emb.weight'"
+    )
     assert leaf_of(path, base, "emb.weight").rules == {"excluded": ("emb.weight",)}
     path = write_adapter("stranger", TWO, {"head.weight": BASE["emb.weight"]})
     refused(path, base, "is a whole tensor, but the base .* has no 'head.weight'")

@@ -66,7 +66,7 @@ def test_it_is_independent_of_workers_and_pieces(
     monkeypatch.setattr(digests, "BLOCK", 64)
     expected = mark(TENSORS)
     for pieces in (1, 2, 3, 100):
-        monkeypatch.setattr(digest, "_BLOCKS_PER_PIECE", pieces)
+        monkeypatch.setattr(digest, "PIECE", pieces * digest.BLOCK)
         assert mark(TENSORS, workers) == expected
 
 

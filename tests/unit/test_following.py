@@ -866,6 +866,27 @@ def test_a_value_that_is_not_finite(
         assert leftovers(here / "scratch") == []
 
 
+def test_the_advice_on_a_value_that_is_not_finite_helps(
+    made: Follow, models: Any, write_folder: Any
+) -> None:
+    """A filter that gives the tensor weight 0: nothing of it is read."""
+    name = "model.norm.weight"
+    write_folder("broken", models["b"] | {name: np.full(6, np.nan, np.float32)})
+    broken = "{model: broken, parameters: {weight: 1}}"
+    filtered = broken.replace("1", f"[{{filter: {name}, value: 0}}, {{value: 1}}]")
+    recipe = LINEAR.replace("{model: b, parameters: {weight: 1}}", broken)
+    for out, text in enumerate((
+        recipe,
+        recipe.replace("linear", "task_arithmetic\nbase_model: base"),
+        recipe.replace("linear", "ties\nbase_model: base"),
+    )):  # fmt: skip
+        with pytest.raises(ValueProblem, match="in a recipe by a filter that gives it weight 0"):
+            made(text)
+        found = made(text.replace(broken, filtered), f"filtered{out}")
+        without = made(text.replace(f", {broken}", ""), f"without{out}")
+        np.testing.assert_array_equal(found[name], without[name])
+
+
 def test_a_used_folder_is_refused_before_any_work(
     made: Follow, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

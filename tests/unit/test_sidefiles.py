@@ -127,6 +127,7 @@ def test_a_config_that_needs_no_change_keeps_its_bytes(
     (b"\xff", "is not valid JSON"),
     (b"[" * 100_000, "is not valid JSON"),
     (b"[]", "is not a JSON object"),
+    (b'{"dtype": "float16", "dtype": "float32"}', "names 'dtype' twice"),
 ])  # fmt: skip
 def test_a_config_that_is_none(
     raw: bytes, said: str, base: Path, copied: Copy, tmp_path: Path, leftovers: Any

@@ -60,6 +60,14 @@ def test_what_is_no_size(text: str) -> None:
     assert repr(text) in str(caught.value)
 
 
+def test_bytes_that_would_be_billions() -> None:
+    assert parse_bytes("99999B") == 99_999 * 10**9
+    with pytest.raises(UsageError, match="'218000000B' would be 218000000 billion bytes") as caught:
+        parse_bytes("218000000B")
+    assert str(caught.value).endswith("for bytes write 218000000")
+    assert parse_bytes("218000000") == 218_000_000
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [

@@ -20,18 +20,15 @@ from taskbasis.errors import UsageError
 from taskbasis.evaluate import Model, Task
 from taskbasis.learn import importance, moments
 from taskbasis.library import Basis, Design, fit
+from taskbasis.library.groups import atom_scale
 from taskbasis.merging import merge
 from taskbasis.methods import Method, find_method, method, registered
 from taskbasis.scores import Importance, Moments
-from taskbasis.suites.world import World
+from taskbasis.suites.world import Tell, World
 from taskbasis.vectors import Checkpoint, EditedModel, TaskVector
 
 Line = Callable[[float], Model]
 """The model at a scale."""
-
-Tell = Callable[[str], None]
-
-_NO_MEAN = 1e-6
 
 
 def per_task_bytes(shapes: Iterable[tuple[int, ...]], tasks: int, triplets: bool) -> int:
@@ -200,7 +197,8 @@ class Lab:
         if recipe.atoms:
             assert recipe.basis is not None
             made = self.basis(recipe.basis, recipe.share)
-            return merge(self.base, [made.add_atoms() * _per_task(made)], None, scale)
+            summed = made.add_atoms() * atom_scale(made.contents.groups)
+            return merge(self.base, [summed], None, scale)
         return merge(
             self.base,
             [self._vector(recipe, name) for name in names],
@@ -260,13 +258,3 @@ class Lab:
         out = self.place / kind / name.replace(", ", "-") / f"{task}-{told}.safetensors"
         out.parent.mkdir(parents=True, exist_ok=True)
         return out
-
-
-def _per_task(made: Basis) -> float:
-    """What makes the average coefficient of a task 1 in the sum of atoms, so grids compare."""
-    weights = [
-        float((group.codes.encoder @ group.codes.addition)[: len(made.names)].mean())
-        for group in made.contents.groups
-    ]
-    mean = float(np.mean(weights))
-    return 1.0 / mean if mean > _NO_MEAN else 1.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from taskbasis.bench.contenders import TUNED, Contender
 from taskbasis.bench.measuring import Record, Yard
-from taskbasis.evaluate import normalised
+from taskbasis.evaluate.search import normalised
 from taskbasis.evaluate.yardstick import mean
 from taskbasis.report import BASE, INDIVIDUAL, Extra, Report, Row, t_interval
 

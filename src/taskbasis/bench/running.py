@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -22,8 +21,7 @@ from taskbasis.engine import available_workers
 from taskbasis.errors import UsageError, require
 from taskbasis.report import BASE, Report, Row
 from taskbasis.suites.folders import made_beside
-
-Tell = Callable[[str], None]
+from taskbasis.suites.world import Tell
 
 
 def run(bench: Bench, tell: Tell, workers: int | None = None) -> Report:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from taskbasis.evaluate import COARSE, GRID, Effort
+from taskbasis.evaluate import GRID, Effort
+from taskbasis.evaluate.judge import COARSE
 
 SUITES = ("digits", "images", "text", "clip")
 """Where real tasks come from."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from taskbasis.bench.spec import SUITES, Bench
 from taskbasis.errors import UsageError, nearest
-from taskbasis.evaluate import pick_tasks
+from taskbasis.evaluate.task import pick_tasks
 from taskbasis.suites import clip, digits, images, text
 from taskbasis.suites.digits_model import Settings
 from taskbasis.suites.images_model import IMAGES
-from taskbasis.suites.world import World
-
-Tell = Callable[[str], None]
+from taskbasis.suites.world import Tell, World
 
 
 def open_suite(bench: Bench, seed: int, tell: Tell) -> tuple[World, str]:

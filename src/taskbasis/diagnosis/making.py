@@ -22,6 +22,7 @@ from taskbasis.errors import UsageError, ValueProblem, finite
 from taskbasis.granularity import group_tensors
 from taskbasis.io.dtypes import DType, floating
 from taskbasis.io.tensors import TensorStore
+from taskbasis.merging import by_name
 from taskbasis.plan import Plan, make_plan
 from taskbasis.recipe import Binding, Combination
 from taskbasis.vectors import Checkpoint, TaskVector
@@ -76,11 +77,7 @@ def diagnose(
     >>> found.names, found.whole.norms[0] > 0, found.origins[0].suspicious
     (('math', 'code'), True, False)
     """
-    named = (
-        dict(vectors)
-        if isinstance(vectors, Mapping)
-        else {str(number): vector for number, vector in enumerate(vectors)}
-    )
+    named = by_name(vectors)
     asked = floating(dtype) if dtype is not None else None
     _check(named, scale, ranks, target)
     engine = engine or Engine()

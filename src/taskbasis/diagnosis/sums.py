@@ -154,7 +154,7 @@ def _gram(rows: NDArray[Any], scratch: NDArray[Any]) -> Matrix:
 def _signs(deltas: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """[T, T] counts of entries where both are not zero, and of those with unlike signs.
 
-    Whole numbers below 2^24 are exact in float32, and a cut is no longer than 2^18.
+    Whole numbers below 2^24 are exact in float32, and no cut is as long as that.
     """
     signs = np.sign(deltas, dtype=deltas.dtype).astype(np.float32)
     agreeing = (signs @ signs.T).astype(np.int64)

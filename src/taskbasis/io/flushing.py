@@ -30,8 +30,10 @@ class Flusher:
             if self._waiting < self._every or busy:
                 return
             self._waiting = 0
-            self._thread = threading.Thread(target=_flush, args=(descriptor,), daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=_flush, args=(descriptor,), daemon=True)
+            with suppress(RuntimeError):  # no thread is granted: the final fsync takes longer
+                thread.start()
+                self._thread = thread
 
     def finish(self) -> None:
         """Wait for what is under way, before descriptors are closed."""

@@ -29,7 +29,7 @@ from taskbasis.learn.weights import Weights
 from taskbasis.recipe import Binding
 from taskbasis.scores import Moments, MomentsWriter, Origin
 from taskbasis.units import bytes_text
-from taskbasis.vectors import Checkpoint
+from taskbasis.vectors import Checkpoint, as_checkpoint
 
 WIDEST = 8192
 """Inputs with more numbers than this have no moment, unless asked: it would be their square."""
@@ -81,7 +81,7 @@ def moments(
     for what, value in (("batch", batch), ("widest", widest)):
         if value < 1:
             raise UsageError(f"{what} is {value}; give 1 or more")
-    store = (model if isinstance(model, Checkpoint) else Checkpoint(model)).store
+    store = as_checkpoint(model).store
     numbers = draw(len(problem.samples), samples, seed)
     work = Engine() if engine is None else engine
     accounts = account(store, problem.names, problem.rules, exclude)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from typing import Any, overload
 import numpy as np
 
 from taskbasis.errors import FileError, UsageError, nearest, require
+from taskbasis.io.regular import parse_json
 
 TEXT = ("text", "sentence")
 IMAGE = ("image", "img", "pixel_values", "x")
@@ -191,10 +191,7 @@ def _some(rows: Rows) -> Rows:
 def _objects(path: Path, text: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(io.StringIO(text), start=1):
         if line.strip():
-            try:
-                found = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise FileError(f"{path}, row {number}: is not JSON: {error}") from None
+            found = parse_json(line.encode(), f"{path}, row {number}:")
             if not isinstance(found, dict):
                 raise FileError(f"{path}, row {number}: is not an object with named fields")
             yield found

@@ -27,7 +27,7 @@ from taskbasis.learn.runtime import looking_at
 from taskbasis.learn.weights import Weights
 from taskbasis.recipe import Binding
 from taskbasis.scores import Importance, ImportanceWriter, Origin
-from taskbasis.vectors import Checkpoint
+from taskbasis.vectors import Checkpoint, as_checkpoint
 
 Model = str | Path | Checkpoint
 
@@ -76,7 +76,7 @@ def importance(
     chosen = How(**with_factor(_known(how), base is not None))
     if floating(dtype).name not in ("float16", "float32"):
         raise UsageError(f"scores are stored as float16 or float32, not {dtype}")
-    tuned, start = _store(model), None if base is None else _store(base)
+    tuned, start = as_checkpoint(model).store, None if base is None else as_checkpoint(base).store
     work = Engine() if engine is None else engine
     files = _Files(out, tuned, start, work, floating(dtype), shard_size, replace)
     if chosen.factor == "magnitude":
@@ -234,10 +234,6 @@ def _mean(
             "the loss"
         )
     return found.div_(len(numbers) * len(how.shares)).cpu()
-
-
-def _store(model: Model) -> TensorStore:
-    return (model if isinstance(model, Checkpoint) else Checkpoint(model)).store
 
 
 def with_factor(how: Mapping[str, Any], based: bool) -> dict[str, Any]:

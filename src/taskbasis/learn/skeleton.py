@@ -8,7 +8,6 @@ that its parameters then hold say which is which. The weights are read into it a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from taskbasis.io.folder import open_tensors
 from taskbasis.io.tensors import TensorStore
 from taskbasis.learn.runtime import EXTRA, torch_for
 from taskbasis.learn.weights import as_torch
+from taskbasis.sidefiles import read_config
 
 PURPOSE = "a Hugging Face model"
 """Who asks, when an optional package is missing."""
@@ -73,16 +73,10 @@ def load_config(folder: Path) -> Any:
     Raises:
         FileError: there is none, it is damaged, or it wants code of its own to be run.
     """
-    path = folder / "config.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(
-            f"{folder}: is not a Hugging Face folder: config.json cannot be read ({error.strerror})"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: is not valid JSON: {error}") from None
-    kind = content.get("model_type") if isinstance(content, dict) else None
+    content, path = read_config(folder), folder / "config.json"
+    if content is None:
+        raise FileError(f"{folder}: is not a Hugging Face folder: it has no config.json")
+    kind = content.get("model_type")
     if not isinstance(kind, str):
         raise FileError(f"{path}: does not say its model_type")
     with quiet() as transformers:

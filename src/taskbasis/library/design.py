@@ -36,6 +36,13 @@ class Design:
         seed: of everything random.
         options: of the construction. For ``cluster``, ``inner`` may be any method that needs
             vectors alone.
+
+    >>> Design(k=0.5, method="pca").construction()
+    PCA()
+    >>> Design(method="autoencodr").construction()
+    Traceback (most recent call last):
+        ...
+    taskbasis.errors.UsageError: there is no construction 'autoencodr'; did you mean 'autoencoder'?
     """
 
     k: Size = None

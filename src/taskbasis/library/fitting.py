@@ -60,6 +60,14 @@ def fit(
     Raises:
         UsageError: an option means nothing. BaseError: the vectors have different bases.
         ValueProblem: a vector holds a value that is not finite, or there is none.
+
+    >>> folder, out = getfixture("tiny_checkpoints"), getfixture("tmp_path")
+    >>> vectors = {n: TaskVector(folder / "base", folder / n) for n in ("math", "code")}
+    >>> library = fit(vectors, out / "lib.safetensors", Design(k=2, method="svd"))
+    >>> library.names, max(library.errors.values()) < 1e-6
+    (('math', 'code'), True)
+    >>> library["code"].apply_to(folder / "base").tensors()["bias"].round(5)
+    array([1., 2.], dtype=float32)
     """
     design, engine = design or Design(), engine or Engine()
     if not vectors:
@@ -71,6 +79,7 @@ def fit(
     shapes = {merge.name: merge.shape for merge in plan.merges}
     if not shapes:
         raise ValueProblem("all task vectors are zero: no tensor differs from the base")
+    engine.within(plan.memory(_atoms_foreseen(design, len(tasks))))
     grams = gram_by_tensor(plan, engine)
     if kind.joint:
         plan, grams = _with_noise(tasks, design, shapes, base, engine)
@@ -131,6 +140,13 @@ def _with_noise(
     noise = [noise_leaf(index, design.seed, shapes, base) for index in range(count)]
     plan = make_plan([*tasks, *(Combination((Term(leaf),)) for leaf in noise)], None, base.store)
     return plan, gram_by_tensor(plan, engine)
+
+
+def _atoms_foreseen(design: Design, tasks: int) -> int:
+    """How many atoms the last pass writes, as far as that is known before the first."""
+    if _by_error(design.k) or design.construction().joint:
+        return 0
+    return resolve_size(design.k, tasks)
 
 
 def _by_error(k: Size) -> bool:

@@ -14,6 +14,8 @@ from taskbasis.basis.gram import root
 NOTHING = 1e-20
 """A squared norm below this part of the largest task's is rounding."""
 
+_NO_MEAN = 1e-6
+
 
 def group_grams(
     grams: Mapping[str, NDArray[np.float64]], groups: Mapping[str, Sequence[str]]
@@ -93,6 +95,19 @@ def sum_cosines(groups: Sequence[Group]) -> tuple[float, float]:
             full += float(whole @ group.gram @ whole)
         found.append(inner / np.sqrt(size * full) if size > 0 and full > 0 else 0.0)
     return float(found[0]), float(found[1])
+
+
+def atom_scale(groups: Sequence[Group]) -> float:
+    """What makes the average coefficient of a task 1 in the sum of atoms, so that scales compare.
+
+    1 where that coefficient is 0, or below: atoms of centred vectors sum to something else.
+    """
+    weights = [
+        float((group.codes.encoder @ group.codes.addition)[: group.codes.tasks].mean())
+        for group in groups
+    ]
+    mean = float(np.mean(weights))
+    return 1.0 / mean if mean > _NO_MEAN else 1.0
 
 
 def squared_losses(gram: NDArray[np.float64], codes: Codes) -> NDArray[np.float64]:

@@ -55,6 +55,15 @@ def update(
 
     Raises:
         UsageError: the name is taken, or the basis has no atoms of its own to recompress.
+        BaseError: the vector has another base. ValueProblem: it holds a value that is not finite.
+
+    >>> from taskbasis import Design, fit
+    >>> folder, out = getfixture("tiny_checkpoints"), getfixture("tmp_path")
+    >>> math, code = (TaskVector(folder / "base", folder / name) for name in ("math", "code"))
+    >>> first = fit({"math": math}, out / "lib.safetensors", Design(k=1, method="svd"))
+    >>> both = update(first, "code", code, out / "both.safetensors", k=2)
+    >>> both.names, max(both.errors.values()) < 1e-6
+    (('math', 'code'), True)
     """
     engine = engine or Engine()
     contents, options = basis.contents, basis.contents.options

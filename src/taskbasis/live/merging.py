@@ -9,7 +9,7 @@ from typing import Any
 from taskbasis.engine import Engine
 from taskbasis.errors import UsageError, nearest
 from taskbasis.live.states import State, groups, is_tensor, like, store_of, tied_as_one
-from taskbasis.merging import merge
+from taskbasis.merging import by_name, merge
 from taskbasis.methods import Method
 from taskbasis.methods.registry import parse_method
 from taskbasis.recipe import Learnt
@@ -123,11 +123,9 @@ def _checkpoint(state: State, label: str) -> Checkpoint:
 
 
 def _named(fine_tuned: Mapping[str, State] | Sequence[State]) -> dict[str, State]:
-    if isinstance(fine_tuned, Mapping):
-        if any(is_tensor(value) for value in fine_tuned.values()):
-            raise UsageError("one state dict was given; give a list of them, or a dict by name")
-        return dict(fine_tuned)
-    return {str(number): state for number, state in enumerate(fine_tuned)}
+    if isinstance(fine_tuned, Mapping) and any(map(is_tensor, fine_tuned.values())):
+        raise UsageError("one state dict was given; give a list of them, or a dict by name")
+    return by_name(fine_tuned)
 
 
 def _weights(

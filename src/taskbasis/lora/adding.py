@@ -99,14 +99,10 @@ def add_adapters(
     parts = _by_module(opened, shares)
     _check_lying(parts)
     modules = [_module(name, found) for name, found in parts.items()]
-    sums = dict[str, tuple[Pair, Row]]()
+    sums = {} if cutoff is None else _compress(parts, modules, cutoff, kind, engine)
     if cutoff is not None:
-        sums = _compress(parts, modules, cutoff, kind, engine)
-        modules = [
-            replace(module, rank=sums[module.name][1].rank)
-            for module in modules
-            if sums[module.name][1].rank
-        ]
+        ranks = {name: row.rank for name, (_, row) in sums.items()}
+        modules = [replace(one, rank=ranks[one.name]) for one in modules if ranks[one.name]]
         if not modules:
             raise ValueProblem(f"{folder}: the sum is zero in every module; there is nothing left")
     kept = {module.name for module in modules}

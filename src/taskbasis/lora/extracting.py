@@ -112,21 +112,15 @@ def extract_lora(
     tables = {n for n, shape in shapes.items() if rule_of(n, shape, start.store) == EMBEDDING}
     conv1d = lying(shapes.keys() - tables, start.store, fan_in_fan_out)
     _check_lying(conv1d, shapes.keys() - tables - conv1d)
-    names = _names(combination, shapes)
-    pairs, modules = dict[str, tuple[Pair, Row]](), []
-    for (pair, row), name in zip(
-        _factorise(plan, chosen, cutoff, kind, seed, engine), shapes, strict=True
-    ):
-        if not row.norm:
-            rules[name] = ZERO
-            continue
-        height, width = shapes[name]
-        module = Module(names[name], row.rank, (height,), (width,), name in tables)
-        if name in tables | conv1d:  # their factors are those of the transpose
-            module = replace(module, up=(width,), down=(height,))
-            pair = (pair[1].T, pair[0].T)
-        modules.append(module)
-        pairs[module.name] = (pair, replace(row, module=module.name))
+    factors = dict(zip(shapes, _factorise(plan, chosen, cutoff, kind, seed, engine), strict=True))
+    rules |= {name: ZERO for name, (_, row) in factors.items() if not row.norm}
+    called = _names(combination, shapes)
+    modules, pairs = list[Module](), dict[str, tuple[Pair, Row]]()
+    for name, (pair, row) in factors.items():
+        if row.norm:
+            module, pair = _module(called[name], shapes[name], pair, name in tables, name in conv1d)
+            modules.append(module)
+            pairs[module.name] = (pair, replace(row, module=module.name))
     norms = _norms(plan, rules, engine)
     others = modules_of(start.store) - {module_of(n) for n, r in rules.items() if r == ADAPTED}
     about = Head(
@@ -156,6 +150,16 @@ def _check_lying(conv1d: Collection[str], linear: Collection[str]) -> None:
             f"{min(conv1d)!r} is [in, out] (Conv1D) and {min(linear)!r} is [out, in], but an "
             "adapter's config says one of all; leave one kind out with --exclude"
         )
+
+
+def _module(
+    name: str, shape: tuple[int, ...], pair: Pair, table: bool, conv1d: bool
+) -> tuple[Module, Pair]:
+    """A module and its factors as PEFT stores them: of tables and Conv1D those of the transpose."""
+    (height, width), (up, down) = shape, pair
+    if table or conv1d:
+        height, width, up, down = width, height, down.T, up.T
+    return Module(name, up.shape[1], (height,), (width,), table), (up, down)
 
 
 def _card(made: Made, cutoff: Cutoff) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from taskbasis.errors import Problems
 from taskbasis.io.tensors import TensorStore
@@ -37,20 +38,12 @@ def prepare(
             several reasons; all of what is wrong with its models, vocabularies, names and shapes
             is found here.
     """
-    made = made or {}
-    problems, heads = Problems(), dict[ModelRef, str]()
-    stores: dict[ModelRef, TensorStore] = {}
-    configs: dict[ModelRef, Config | None] = {}
-    tokenizers: dict[ModelRef, Files] = {ref: {} for ref in document.references()}
-    for ref in document.references():
-        with problems:
-            stores[ref], configs[ref], note = open_model(ref, made, lora_dtype)
-            heads |= {ref: note} if note else {}
-            one = made.get(ref.model.path)
-            tokenizers[ref] = one.tokens if one and one.tokens else tokens_beside(stores[ref].path)
+    made, problems = made or {}, Problems()
+    models = _open_all(document, made, lora_dtype, problems)
+    configs, tokenizers, heads = models.configs, models.tokenizers, models.heads
     with problems:
-        check_tokens(document, stores, tokenizers)
-    tied = with_ties(document, stores, configs)
+        check_tokens(document, models.stores, tokenizers)
+    tied = with_ties(document, models.stores, configs)
     stores = dict(tied.stores)
     names = {ref: list(store) for ref, store in stores.items()}
     for ref in document.references() if names else ():
@@ -101,6 +94,32 @@ def prepare(
         aligned.files,
         lora_dtype=lora_dtype,
     )
+
+
+@dataclass
+class _Models:
+    """The models of a recipe that could be opened."""
+
+    stores: dict[ModelRef, TensorStore] = field(default_factory=dict)
+    configs: dict[ModelRef, Config | None] = field(default_factory=dict)
+    tokenizers: dict[ModelRef, Files] = field(default_factory=dict)
+    heads: dict[ModelRef, str] = field(default_factory=dict)
+    """What to say of those whose adapter has a head of its own."""
+
+
+def _open_all(
+    document: Document, made: Mapping[str, Made], lora_dtype: str | None, problems: Problems
+) -> _Models:
+    """The models, their configs and tokenizers; what is wrong with one is noted."""
+    found = _Models(tokenizers={ref: {} for ref in document.references()})
+    for ref in document.references():
+        with problems:
+            found.stores[ref], found.configs[ref], note = open_model(ref, made, lora_dtype)
+            found.heads |= {ref: note} if note else {}
+            one = made.get(ref.model.path)
+            beside = one.tokens if one is not None else None
+            found.tokenizers[ref] = beside or tokens_beside(found.stores[ref].path)
+    return found
 
 
 def _config(

@@ -30,6 +30,7 @@ class Tower:
     layers: int
 
     def name(self, layer: int, rest: str) -> str:
+        """The name of a layer's tensor."""
         return f"{self.prefix}.{layer}.{rest}"
 
 

@@ -16,7 +16,7 @@ Nothing is trained. Forgetting is controlled by the mean accuracy on all other t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,13 @@ from taskbasis.suites.clip_model import Tower, vision_of
 from taskbasis.suites.clip_score import ClipScorer
 from taskbasis.suites.digits_model import quiet_and_repeatable
 from taskbasis.suites.folders import claim, made_beside
-from taskbasis.suites.world import World
+from taskbasis.suites.world import Tell, World
 
 FAMILY = "clip-vit-base-patch32"
 SIZES = {"validation": 200, "test": 1000}
 """Images of a task that are scored, unless said otherwise."""
 
 _FILES = ("*.json", "*.txt", "model.safetensors", "pytorch_model.bin")
-
-Tell = Callable[[str], None]
 
 
 def prepare(

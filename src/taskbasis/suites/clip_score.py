@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from taskbasis.errors import require
 from taskbasis.evaluate.task import Split
 from taskbasis.learn.problem import Problem
 from taskbasis.learn.skeleton import load
 from taskbasis.suites.answering import Answering
-from taskbasis.suites.clip_data import PURPOSE, ImageTask, Part, load_task
+from taskbasis.suites.clip_data import ImageTask, Part, load_task
 from taskbasis.suites.clip_model import LOADER, Eye
-from taskbasis.suites.network import HeadLoss, Network
+from taskbasis.suites.network import HeadLoss, Network, as_batch
 
 
 class ClipScorer(Answering):
@@ -84,7 +83,7 @@ class ClipScorer(Answering):
         loss = HeadLoss(self.eye.features, head, np.zeros(head.shape[1], np.float32))
         about = {"loss": "cross-entropy under the zero-shot head", "data": f"{task}, train"}
         samples = _Samples(self.eye, self.data(task).parts["train"])
-        return Problem(found.module, samples, _collate, loss, found.names, {}, about)
+        return Problem(found.module, samples, as_batch, loss, found.names, {}, about)
 
 
 class _Samples(Sequence[Any]):
@@ -98,9 +97,3 @@ class _Samples(Sequence[Any]):
 
     def __getitem__(self, number: Any) -> Any:
         return self._eye.read(self._part, number), int(self._part.labels[number])
-
-
-def _collate(samples: Sequence[tuple[Any, int]]) -> dict[str, Any]:
-    torch = require("torch", "demo", PURPOSE)
-    images, classes = zip(*samples, strict=True)
-    return {"images": torch.from_numpy(np.stack(images)), "classes": torch.tensor(classes)}

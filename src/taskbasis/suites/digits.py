@@ -27,10 +27,12 @@ from typing import Any
 from taskbasis.errors import FileError, UsageError
 from taskbasis.evaluate.task import Model, Split, Task, evaluate
 from taskbasis.suites.digits_data import CONTROL, LABELS, SHARES
-from taskbasis.suites.digits_make import Progress, make
+from taskbasis.suites.digits_make import make
 from taskbasis.suites.digits_model import Settings
 from taskbasis.suites.digits_problem import task_problem
 from taskbasis.suites.digits_score import Scorer
+from taskbasis.suites.folders import read_marker
+from taskbasis.suites.world import Tell
 
 MARKER = "digits.json"
 """The file that says a folder is complete."""
@@ -65,7 +67,7 @@ class DigitsWorld:
 def prepare(
     folder: str | Path,
     seed: int,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
     settings: Settings | None = None,
 ) -> DigitsWorld:
     """The suite in ``folder``: opened if it is there complete, otherwise made.
@@ -152,23 +154,11 @@ def _facts(seed: int, settings: Settings) -> dict[str, Any]:
 
 
 def _marker(folder: Path) -> dict[str, Any]:
-    path = folder / MARKER
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(
-            f"{folder} holds no digits: {path} cannot be read ({error.strerror})"
-        ) from None
-    except ValueError:
-        raise FileError(f"{path} is damaged; delete {folder} and make the digits again") from None
-    known = isinstance(facts, dict) and facts.get("format") == _FORMAT
-    if (
-        not known
-        or facts.get("version") != _VERSION
-        or not set(facts.get("tasks", ())) <= set(LABELS)
-    ):
-        raise FileError(f"{path} is not the marker of digits made by this version")
-    return dict(facts)
+    facts = read_marker(folder, MARKER)
+    own = (facts.get("format"), facts.get("version")) == (_FORMAT, _VERSION)
+    if not own or not set(facts.get("tasks", ())) <= set(LABELS):
+        raise FileError(f"{folder / MARKER} is not the marker of digits made by this version")
+    return facts
 
 
 def _silent(sentence: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,10 @@ from taskbasis.suites.digits_model import (
     quiet_and_repeatable,
     train,
 )
+from taskbasis.suites.world import Tell
 
-Progress = Callable[[str], None]
 
-
-def make(folder: Path, seed: int, settings: Settings, progress: Progress) -> None:
+def make(folder: Path, seed: int, settings: Settings, progress: Tell) -> None:
     """Train everything and save it into an empty folder; equal seeds give equal bytes.
 
     Only the training split is used.

@@ -71,13 +71,13 @@ def quiet_and_repeatable(seed: int) -> Iterator[Any]:
             logs.enable_progress_bar()
 
 
-def new_encoder(settings: Settings) -> Any:
-    """A ViTModel with random weights, without a pooling layer."""
+def new_encoder(settings: Settings, side: int = 8, channels: int = 1) -> Any:
+    """A ViTModel with random weights, no pooling layer, for images [channels, side, side]."""
     transformers = require("transformers", "demo", PURPOSE)
     config = transformers.ViTConfig(
-        image_size=8,
+        image_size=side,
         patch_size=settings.patch,
-        num_channels=1,
+        num_channels=channels,
         hidden_size=settings.hidden,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.attention_heads,

@@ -17,7 +17,7 @@ and its task vectors could not be added at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -49,12 +49,10 @@ from taskbasis.suites.images_model import (
 )
 from taskbasis.suites.images_problem import task_problem
 from taskbasis.suites.images_score import CONTROL, ImagesScorer
-from taskbasis.suites.world import World
+from taskbasis.suites.world import Tell, World
 
 MARKER = "images.json"
 """The file that says how a folder is made."""
-
-Tell = Callable[[str], None]
 
 
 def prepare(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.errors import require
-from taskbasis.suites.digits_model import Settings, features, train
+from taskbasis.suites.digits_model import Settings, features, new_encoder, train
 
 PURPOSE = "the images suite"
 LOADER = "ViTModel"
@@ -38,23 +38,6 @@ HELD = 500
 Head = tuple[NDArray[Any], NDArray[Any]]
 
 
-def new_encoder(settings: Settings) -> Any:
-    """A ViTModel with random weights, without a pooling layer."""
-    transformers = require("transformers", "demo", PURPOSE)
-    config = transformers.ViTConfig(
-        image_size=32,
-        patch_size=settings.patch,
-        num_channels=3,
-        hidden_size=settings.hidden,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.attention_heads,
-        intermediate_size=2 * settings.hidden,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    return transformers.ViTModel(config, add_pooling_layer=False)
-
-
 def load_encoder(folder: Path) -> Any:
     """The encoder of a folder."""
     transformers = require("transformers", "demo", PURPOSE)
@@ -69,7 +52,7 @@ def pretrained(
     """An encoder that has learnt images [n, 3, 32, 32] and classes [n], and the head it used."""
     torch = require("torch", "demo", PURPOSE)
     images, classes = (torch.tensor(array) for array in data)
-    encoder = new_encoder(settings)
+    encoder = new_encoder(settings, 32, 3)
     count = int(classes.max()) + 1
     weight = (torch.randn(settings.hidden, count) * 0.1).requires_grad_()
     bias = torch.zeros(count, requires_grad=True)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from taskbasis.errors import require
 from taskbasis.learn.problem import Problem
 from taskbasis.learn.skeleton import load
 from taskbasis.suites.digits_model import features
-from taskbasis.suites.images_model import LOADER, PURPOSE
+from taskbasis.suites.images_model import LOADER
 from taskbasis.suites.images_score import ImagesScorer
-from taskbasis.suites.network import HeadLoss
+from taskbasis.suites.network import HeadLoss, as_batch
 
 
 def task_problem(scorer: ImagesScorer, task: str, folder: Path) -> Problem:
@@ -32,14 +29,8 @@ def task_problem(scorer: ImagesScorer, task: str, folder: Path) -> Problem:
     samples = [(image, int(kind)) for image, kind in zip(images, classes, strict=True)]
     about = {"loss": "cross-entropy under the frozen head", "data": f"images ({task}, train)"}
     loss = HeadLoss(_features, *scorer.head(task))
-    return Problem(found.module, samples, _collate, loss, found.names, {}, about)
+    return Problem(found.module, samples, as_batch, loss, found.names, {}, about)
 
 
 def _features(module: Any, batch: Mapping[str, Any]) -> Any:
     return features(module, batch["images"])
-
-
-def _collate(samples: Sequence[tuple[Any, int]]) -> dict[str, Any]:
-    torch = require("torch", "demo", PURPOSE)
-    images, classes = zip(*samples, strict=True)
-    return {"images": torch.from_numpy(np.stack(images)), "classes": torch.tensor(classes)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,13 @@ class Network:
                     parameter.copy_(torch.tensor(tensors[self._names[own]]))
             self._live = digest
         return self.module
+
+
+def as_batch(samples: Sequence[tuple[Any, int]]) -> dict[str, Any]:
+    """Images and their classes as one batch of torch tensors."""
+    torch = require("torch", "demo", PURPOSE)
+    images, classes = zip(*samples, strict=True)
+    return {"images": torch.from_numpy(np.stack(images)), "classes": torch.tensor(classes)}
 
 
 @dataclass(frozen=True)

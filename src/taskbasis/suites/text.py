@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -41,15 +41,13 @@ from taskbasis.suites.text_model import (
 )
 from taskbasis.suites.text_problem import task_problem
 from taskbasis.suites.text_score import TextScorer
-from taskbasis.suites.world import World
+from taskbasis.suites.world import Tell, World
 
 MARKER = "text.json"
 """The file that says how a folder is made."""
 
 CONTROL = "control"
 """The control for no target in particular: the mean accuracy on all tasks."""
-
-Tell = Callable[[str], None]
 
 _PRETRAINING_TEXTS = 20_000
 

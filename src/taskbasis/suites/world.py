@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from taskbasis.evaluate.task import Task
+
+Tell = Callable[[str], None]
+"""Is told what is being done, a sentence at a time."""
 
 
 @dataclass(frozen=True)

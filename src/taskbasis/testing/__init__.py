@@ -33,8 +33,6 @@ from taskbasis.testing.clauses import (
     check_zeros,
 )
 from taskbasis.testing.trials import (
-    INPUTS,
-    LENGTH,
     Trial,
     merged,
     moment_samples,
@@ -45,8 +43,6 @@ from taskbasis.testing.trials import (
 
 __all__ = [
     "COUNTS",
-    "INPUTS",
-    "LENGTH",
     "WORKERS",
     "BrokenContract",
     "Trial",

@@ -142,19 +142,8 @@ def gather(
     _check_widths(inputs)
     numbers = np.stack([rows.numbers(ref, info.shape[0]) for ref, info in inputs])
     present = numbers >= 0
-    count = present.sum(axis=0)
     bases = [at for at, (ref, _) in enumerate(inputs) if ref == base]
-    origin = np.full(len(rows.names), AVERAGE, np.int32)
-    number = np.zeros(len(rows.names), np.int64)
-    for holds, who in (
-        *((present[at], np.int64(at)) for at in bases),
-        (count == 1, present.argmax(axis=0)),
-    ):
-        origin[holds] = np.broadcast_to(who, origin.shape)[holds]
-    known = origin >= 0
-    number[known] = numbers[origin[known], np.flatnonzero(known)]
-    origin[count == 0] = ZERO
-    origin[[token is None for token in rows.names]] = REST
+    origin, number = _stand_ins(rows.names, numbers, bases)
     forced = np.zeros(origin.size, bool)
     for token, row in _ruled(rows).items():
         rule = rows.rules[token]
@@ -167,7 +156,7 @@ def gather(
                 origin[row], number[row] = len(infos) - 1, at
             forced[row] = rule.force
     # Only rows that a model lacks are averaged: what all have needs no stand-in.
-    averaged = np.flatnonzero((origin == AVERAGE) & (count < len(inputs)))
+    averaged = np.flatnonzero((origin == AVERAGE) & ~present.all(axis=0))
     number[averaged] = np.arange(averaged.size)
     members = np.ascontiguousarray(numbers[:, averaged].T)
     dtype = widest([info.dtype for info in infos])
@@ -191,6 +180,31 @@ def gather(
         int((origin == REST).sum()),
         int(forced.sum()),
     )
+
+
+def _stand_ins(
+    names: Sequence[str | None], numbers: NDArray[np.int64], bases: Sequence[int]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """For every row of the output which model's row a model takes that has none, and its number.
+
+    Args:
+        names: the token of every row; None where there is none.
+        numbers: [models, rows] where the models have the tokens; -1 where they have not.
+        bases: which of the models is the base, if it is among them.
+    """
+    present = numbers >= 0
+    count = present.sum(axis=0)
+    origin = np.full(len(names), AVERAGE, np.int32)
+    number = np.zeros(len(names), np.int64)
+    for at in bases:
+        origin[present[at]] = at
+    alone = count == 1
+    origin[alone] = present.argmax(axis=0)[alone]
+    known = origin >= 0
+    number[known] = numbers[origin[known], np.flatnonzero(known)]
+    origin[count == 0] = ZERO
+    origin[[token is None for token in names]] = REST
+    return origin, number
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskbasis.errors import UsageError, ValueProblem
-from taskbasis.evaluate import (
-    DENSITIES,
-    SCALES,
-    ForgetChoice,
-    Task,
-    report_forgetting,
-    search_forgetting,
-)
+from taskbasis.evaluate import ForgetChoice, Task, report_forgetting, search_forgetting
+from taskbasis.evaluate.forgetting import DENSITIES, SCALES
 
 
 def at(density, scale):

@@ -8,20 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskbasis.errors import UsageError
-from taskbasis.evaluate import (
+from taskbasis.evaluate import GRID, Effort, Task, judge, measure, reference_rows
+from taskbasis.evaluate.judge import (
     COARSE,
-    GRID,
-    Effort,
-    Task,
     draw_subsets,
-    judge,
     judge_addition,
     judge_left_out,
     judge_negation,
     judge_recovery,
     judge_subsets,
-    measure,
-    reference_rows,
 )
 from taskbasis.report import Report
 

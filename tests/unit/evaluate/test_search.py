@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskbasis.errors import UsageError, ValueProblem
-from taskbasis.evaluate import (
-    GRID,
-    Choice,
-    Task,
-    normalised,
-    report_choice,
-    search_addition,
-    search_negation,
-)
+from taskbasis.evaluate import GRID, Choice, Task, report_choice, search_addition, search_negation
+from taskbasis.evaluate.search import normalised
 
 
 def at(scale):

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -166,12 +165,6 @@ def test_without_optuna_a_sentence_says_what_to_install(monkeypatch):
     )
     with pytest.raises(MissingExtraError, match=sentence):
         tune_addition(build, ["a"], [Task("t", lambda m, s: 1.0)], {"t": 1.0})
-
-
-def test_importing_the_room_does_not_import_optuna():
-    code = "import sys, taskbasis.evaluate; print('optuna' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def test_what_was_tuned_shows_its_trials():

@@ -39,6 +39,23 @@ def test_who_writes_does_not_wait(flushed: list[tuple[int, str]]) -> None:
     assert flushed[0][1] != threading.current_thread().name
 
 
+def test_where_no_thread_is_granted_nothing_is_flushed_ahead(
+    flushed: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    flusher = Flusher(every=1)
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", refused)
+        flusher.wrote(7, 1)
+    flusher.finish()
+    assert flushed == []
+    flusher.wrote(8, 1)
+    flusher.finish()
+    assert [descriptor for descriptor, _ in flushed] == [8]
+
+
 def test_one_flush_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, go_on = threading.Semaphore(0), threading.Event()
     running: list[int] = []

@@ -493,7 +493,9 @@ def test_an_error_is_one_line() -> None:
     assert hub_module.brief(ValueError()) == "ValueError"
 
 
-def test_a_path_where_nothing_stands_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_path_where_nothing_stands_is_refused_at_once(
+    tmp_path: Path, loaded_by: Callable[[str], set[str]]
+) -> None:
     """Before anything heavy is imported; what may mean something else is left alone."""
     for text in ("gpt2", "./missing", "a/b/c", str(tmp_path / "model.safetensors")):
         with pytest.raises(FileError, match="no such file or folder"):
@@ -501,9 +503,4 @@ def test_a_path_where_nothing_stands_is_refused_at_once(tmp_path: Path) -> None:
     others = ("hf://owner/name", "lib:task", "https://x/y", "model+lora", "a=b")
     for text in ("owner/name", ".", *others):
         check_there(text)
-    assert "numpy" not in _imported_by("from taskbasis.io.ids import check_there")
-
-
-def _imported_by(code: str) -> str:
-    command = [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "numpy" not in loaded_by("from taskbasis.io.ids import check_there")

@@ -401,6 +401,9 @@ def test_folders_that_are_not_models(tmp_path, copied):
     with pytest.raises(FileError, match="not valid JSON"):
         open_model(folder)
     (folder / "config.json").write_text("[]")
+    with pytest.raises(FileError, match="is not a JSON object"):
+        open_model(folder)
+    (folder / "config.json").write_text("{}")
     with pytest.raises(FileError, match="does not say its model_type"):
         open_model(folder)
 

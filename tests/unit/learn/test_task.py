@@ -253,7 +253,7 @@ def test_a_spec_is_a_task_of_a_suite(library):
     ("spec", "error", "text"),
     [
         ("nothing.tsv", FileError, "no such data; name a file"),
-        ("digits:nowhere:parity", FileError, "holds no digits"),
+        ("digits:nowhere:parity", FileError, "digits.json cannot be read"),
         (f"{__name__}:ONLY_SCORES", UsageError, "task 'norm' only scores models"),
         (f"{__name__}:ONLY_SCORES:nrom", UsageError, "did you mean 'norm'"),
         (f"{__name__}:WRONG", UsageError, "the problem of task 'odd' is a str"),

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from taskbasis import Design, fit
+from taskbasis.basis import Codes
+from taskbasis.library.groups import Group, atom_scale
 
 
 @pytest.mark.parametrize("granularity", ["model", "layer", "tensor"])
@@ -26,3 +28,21 @@ def test_loss_and_bound(tasks: Any, tmp_path: Path, method: str, granularity: An
     assert loss >= bound * (1 - 1e-6)
     if method == "svd":
         assert loss == pytest.approx(bound, rel=1e-6, abs=1e-12)
+
+
+def group(*columns: list[float]) -> Group:
+    """Three tasks, atoms with the given coefficients, summed with weights of 1."""
+    encoder = np.array(columns).T
+    codes = Codes(encoder, np.zeros((len(columns), 3)), np.ones(len(columns)))
+    return Group("g", ("w",), codes, np.eye(3), np.zeros(3))
+
+
+def test_atoms_are_scaled_so_that_a_task_has_the_coefficient_1_on_average() -> None:
+    halves = group([0.5, 0.5, 0.0], [0.0, 0.0, 0.5])
+    assert atom_scale([halves]) == pytest.approx(2)
+    assert atom_scale([halves, group([1.0, 1.0, 1.0])]) == pytest.approx(1 / 0.75)
+
+
+@pytest.mark.parametrize("column", [[1.0, -1.0, 0.0], [-1.0, -1.0, -1.0]])
+def test_atoms_without_such_a_coefficient_stay(column: list[float]) -> None:
+    assert atom_scale([group(column)]) == 1.0

@@ -89,31 +89,6 @@ def test_recordings_hold_something() -> None:
 
 
 @pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("worlds")
-    models: dict[str, dict[str, Any]] = {}
-    for name, tensor in safetensors.deserialize((FOLDER / "inputs.safetensors").read_bytes()):
-        model, _, inner = name.rpartition("/")
-        models.setdefault(model, {})[inner] = tensor
-    for name, parts in models.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / f"{name}.safetensors").write_bytes(safetensors_file(parts))
-    return folder
-
-
-def safetensors_file(parts: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """The length of a JSON header, the header, and the bytes."""
-    header: dict[str, Any] = {}
-    data = b""
-    for name, tensor in parts.items():
-        ends = [len(data), len(data) + len(tensor["data"])]
-        header[name] = {"dtype": tensor["dtype"], "shape": tensor["shape"], "data_offsets": ends}
-        data += bytes(tensor["data"])
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + data
-
-
-@pytest.fixture(scope="module")
 def outputs() -> dict[str, dict[str, Any]]:
     return dict(safetensors.deserialize((FOLDER / "outputs.safetensors").read_bytes()))
 
@@ -180,10 +155,10 @@ def test_all_methods_are_compared() -> None:
 
 @pytest.mark.parametrize("name", COMPARED)
 def test_a_recipe_gives_what_mergekit_computed(
-    name: str, worlds: Path, outputs: dict[str, dict[str, Any]]
+    name: str, recorded_worlds: Path, outputs: dict[str, dict[str, Any]]
 ) -> None:
     case = NUMBERS[name]
-    ours = merged(recipe_of(case), worlds / case["world"])
+    ours = merged(recipe_of(case), recorded_worlds / case["world"])
     names = case.get("tensors", sorted(ours))
     row = np.concatenate([ours[tensor].reshape(-1) for tensor in names])
     theirs = np.frombuffer(outputs[name]["data"], row.view(f"<u{row.dtype.itemsize}").dtype)

@@ -215,7 +215,7 @@ def test_damage_is_told_in_sentences(tmp_path):
     (world.tuned["loop"] / "model.safetensors").unlink()
     with pytest.raises(FileError, match=r"loop/model\.safetensors is missing"):
         open_world(folder)
-    with pytest.raises(FileError, match="holds no digits"):
+    with pytest.raises(FileError, match=r"digits\.json cannot be read"):
         open_world(tmp_path / "nothing")
 
 

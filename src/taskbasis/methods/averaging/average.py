@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.methods.base import Chunk, Method, State, summed
+from taskbasis.methods.base import Chunk, Method, State
+from taskbasis.methods.matrices import mean
 
 
 @dataclass(frozen=True)
@@ -34,4 +35,4 @@ class Average(Method):
         return np.full(len(weights), 1.0 / len(weights))
 
     def apply(self, chunk: Chunk, state: State) -> NDArray[Any]:
-        return np.asarray(summed(chunk.deltas) / len(chunk.deltas), chunk.deltas.dtype)
+        return mean(chunk)
