@@ -65,8 +65,10 @@ def judge(records: Mapping[str, Record], largest: Mapping[str, int]) -> list[Tar
     found = []
     for job, limit in FLOOR.items():
         value = _of(records, job, lambda record: record.process_of_floor)
+        synced = _of(records, job, lambda record: record.process_of_synced)
         text = f"in process at most {limit:g} times the floor"
-        found.append(_target(records, job, text, value, limit, "{:.2f}", above=False))
+        shown = "{:.2f}" + (f" ({synced:.2f} synced)" if synced else "")
+        found.append(_target(records, job, text, value, limit, shown, above=False))
     for job, limit in FASTER.items():
         value = _of(records, job, lambda record: times_faster(record, records))
         text = f"at least {limit:g} times faster than mergekit"

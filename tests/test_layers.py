@@ -24,6 +24,7 @@ LAYERS = (
     "compiling",
     "words",
     "philox",
+    "lanes",
     "kernels",
     "counting",
     "devices",
@@ -86,8 +87,8 @@ INSIDE_FUNCTIONS = {
     # Installed always, but not worth their time until they are used.
     "rich": {"progress"},
     "ml_dtypes": {"io.dtypes"},
-    "numba": {"compiling", "philox"},
-    "llvmlite": {"philox"},
+    "numba": {"compiling", "lanes", "philox"},
+    "llvmlite": {"lanes", "philox"},
 }
 """What may be imported inside a function, and by which modules only (None: any)."""
 

@@ -5,8 +5,8 @@ Arrays come as raw words: ``uint16`` means bfloat16 and ``int16`` means float16 
 and written once. Widening and narrowing are exact IEEE operations, rounding to nearest even.
 Every loop works in blocks that stay in the first cache; the scratch rows that hold a block are
 the caller's, and their type (float32, or float64 for float64 tensors) is what is computed in.
-No loop contracts a multiply and an add, so results do not depend on the machine; only the sums
-of squares and products may be reordered inside a block, in a way fixed at compile time.
+No loop contracts a multiply and an add or lets the compiler choose an order, so results do not
+depend on the machine; squares and products are summed as :mod:`taskbasis.lanes` says.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.compiling import jit
+from taskbasis.lanes import exact_product, four_products, squares
 from taskbasis.words import narrow, widen
 
 BLOCK = 2048
@@ -90,46 +91,17 @@ def _store_weights(base: Any, total: Any, out: Any, error: Any) -> None:
         error[i] = moved - total[i]
 
 
-@jit(fastmath={"reassoc", "nsz"})
-def _dot(left: Any, right: Any) -> Any:
-    total = left[0] * right[0]
-    for i in range(1, left.size):
-        total += left[i] * right[i]
-    return total
-
-
-@jit(fastmath={"reassoc", "nsz"})
-def _four_dots(rows: Any, i: int, j: int, last: int, size: int) -> Any:
-    # Rows i and i + 1 times rows j and j + 1: each value that is loaded serves twice.
-    a, b, c, d = rows[i], rows[min(i + 1, last)], rows[j], rows[min(j + 1, last)]
-    zero = rows.dtype.type(0)
-    ac, ad, bc, bd = zero, zero, zero, zero
-    for k in range(size):
-        ac += a[k] * c[k]
-        ad += a[k] * d[k]
-        bc += b[k] * c[k]
-        bd += b[k] * d[k]
-    return ac, ad, bc, bd
-
-
-@jit(fastmath={"reassoc", "nsz"})
-def _exact_dot(left: Any, right: Any) -> float:
-    total = 0.0
-    for i in range(left.size):
-        total += np.float64(left[i]) * np.float64(right[i])
-    return total
-
-
 @jit()
 def _safe(square: float) -> bool:
     return _SMALL < square < _LARGE
 
 
 @jit()
-def _square(row: Any) -> float:
-    """The squared norm of a block; in float64 where float32 could overflow or vanish."""
-    found = float(_dot(row, row))
-    return found if _safe(found) else _exact_dot(row, row)
+def _add_squares(rows: Any, total: int, error: int, size: int, stats: Any) -> None:
+    """The squared norms of two rows; in float64 where float32 could overflow or vanish."""
+    found = squares(rows, total, error, size)
+    for k, row in enumerate((total, error)):
+        stats[k] += found[k] if _safe(found[k]) else exact_product(rows, row, row, size)[0]
 
 
 @jit()
@@ -177,8 +149,7 @@ def _form(
                 _store_weights(origin, total, out[m, start:stop], error)
             else:
                 _store_delta(total, out[m, start:stop], error)
-            stats[m, 0] += _square(total)
-            stats[m, 1] += _square(error)
+            _add_squares(scratch, inputs + 1, inputs + 2, stop - start, stats[m])
 
 
 @jit()
@@ -193,8 +164,10 @@ def _gram(base: Any, words: Any, difference: Any, scratch: Any, out: Any) -> Non
             _decode(base[start:stop], origin)
         _rows(origin, words, difference, start, stop, scratch)
         for i in range(0, inputs, 2):
+            after_i = min(i + 1, inputs - 1)
             for j in range(0, i + 1, 2):
-                products = _four_dots(scratch, i, j, inputs - 1, stop - start)
+                after_j = min(j + 1, inputs - 1)
+                products = four_products(scratch, i, after_i, j, after_j, stop - start)
                 found[i, j], found[i, j + 1], found[i + 1, j], found[i + 1, j + 1] = products
         for i in range(inputs):
             for j in range(i + 1):
@@ -202,7 +175,7 @@ def _gram(base: Any, words: Any, difference: Any, scratch: Any, out: Any) -> Non
                 if _safe(found[i, i]) and _safe(found[j, j]):
                     out[i, j] += found[i, j]
                 else:
-                    out[i, j] += _exact_dot(scratch[i, : stop - start], scratch[j, : stop - start])
+                    out[i, j] += exact_product(scratch, i, j, stop - start)[0]
 
 
 @jit()

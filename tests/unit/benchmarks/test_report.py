@@ -91,6 +91,13 @@ def test_the_target_beside_the_floor(scripts: Scripts, inside: float | None, ver
     assert found["linear: in process at most 1.5 times the floor"] == verdict
 
 
+def test_a_target_names_the_ratio_to_the_synced_floor_as_well(scripts: Scripts) -> None:
+    ours = timing(scripts, inside=(0.66,))
+    one = record(scripts, ours=ours, floor=ground(scripts))
+    found = scripts["targets"].judge({"linear": one}, {"tiny": 10 * MIB})
+    assert found[0].found == "2.20 (0.60 synced)"
+
+
 @pytest.mark.parametrize(("theirs", "verdict"), [(6.0, "met"), (5.9, "**missed**")])
 def test_the_target_beside_mergekit(scripts: Scripts, theirs: float, verdict: str) -> None:
     found = judged(scripts, record(scripts, theirs=timing(scripts, walls=(theirs,))))
