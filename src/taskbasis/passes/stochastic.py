@@ -12,6 +12,7 @@ from taskbasis import kernels
 from taskbasis.compiling import jit
 from taskbasis.io.dtypes import DType
 from taskbasis.kernels import BLOCK
+from taskbasis.lanes import exact_product
 from taskbasis.passes.forming import Former
 from taskbasis.passes.reading import Stretch
 
@@ -68,25 +69,17 @@ def _round(
         error[i] = moved - delta
 
 
-@jit(fastmath={"reassoc", "nsz"})
-def _square(error: Any) -> float:
-    total = 0.0
-    for i in range(error.size):
-        total += error[i] * error[i]
-    return total
-
-
 @jit()
 def _round_all(
     base: Any, out: Any, key: Any, first: Any, fraction: int, least: int, largest: float
 ) -> float:
-    error, lost = np.empty(BLOCK, np.float64), 0.0
+    error, lost = np.empty((1, BLOCK), np.float64), 0.0
     for start in range(0, out.size, BLOCK):
         stop = min(start + BLOCK, out.size)
-        part = error[: stop - start]
+        part = error[0, : stop - start]
         at = first + np.uint64(start)
         _round(base[start:stop], out[start:stop], part, key, at, fraction, least, largest)
-        lost += _square(part)
+        lost += exact_product(error, 0, 0, stop - start)[0]
     return lost
 
 
