@@ -25,6 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 PIECE = 8 << 20  # bytes moved by one call when the floor is measured
 SAMPLE = 2 << 30  # more than this is not written to learn the write rate
 TAIL = 2000  # characters kept of what a command printed
@@ -207,6 +210,23 @@ def _touch(nbytes: int) -> float:
         for place in range(0, nbytes, mmap.PAGESIZE):
             fresh[place] = 1
     return time.process_time() - start
+
+
+def scaling(tries: int = 5) -> float:
+    """How many times the arithmetic of one core all of them do, on numbers in their own caches.
+
+    What a virtual machine shows as two cores may be two halves of one.
+    """
+    pairs = [(np.ones(1 << 16, np.float32), np.ones(1 << 16, np.float32)) for _ in range(cores())]
+
+    def multiply(pair: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
+        for _ in range(2000):
+            np.multiply(pair[0], pair[0], out=pair[1])
+
+    with ThreadPoolExecutor(cores()) as threads:
+        alone = min(_timed(lambda: multiply(pairs[0])) for _ in range(tries))
+        together = min(_timed(lambda: list(threads.map(multiply, pairs))) for _ in range(tries))
+    return cores() * alone / together
 
 
 def cores() -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from measure import Spread, cores, fresh_memory_seconds
+from measure import Spread, cores, fresh_memory_seconds, scaling
 from records import Record, Timing, rival_of, times_faster
 from shares import explanation
 from targets import Target
@@ -25,6 +25,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "load_at_start": round(load, 2),
         "fresh_memory_seconds_per_gib": round(fresh_memory_seconds(), 2),
+        "scaling": round(scaling(), 2),
     }
 
 

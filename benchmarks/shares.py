@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Files of loops that numba compiles.
+JITTED = (
+    *("kernels.py:", "counting.py:", "products.py:", "philox.py:", "lowrank.py:", "loops.py:"),
+    *("electing.py:", "stochastic.py:", "compiling.py:"),
+)
+
 # What a function of a profile is counted as: the first line with a word that its place contains.
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("fsync", ("posix.fsync", "posix.fdatasync", "posix.sync")),
@@ -12,7 +18,7 @@ KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("writing", ("posix.pwrite", "posix.pwritev", "posix.write", "'write' of", "copy_file_range")),
     ("waiting for threads", ("'acquire' of", "_thread.lock", "select.", "SimpleQueue")),
     ("digests", ("xxhash",)),
-    ("kernels", ("kernels.py:", "counting.py:", "electing.py:", "stochastic.py:", "compiling.py:")),
+    ("kernels", JITTED),
     ("linear algebra", ("linalg", "matmul", "numpy.dot", "_multiarray_umath.dot")),
     ("NumPy", ("numpy", "ufunc", "ndarray")),
     ("imports", ("importlib", "marshal", "_imp.")),

@@ -77,6 +77,7 @@ def facts(results: Results) -> list[str]:
         f"{about['date']}: checkpoints of {about['bytes_per_checkpoint'] / 1e9:.3g} GB in bf16 "
         f"(size `{about['size']}`), {machine['cpu']}, {machine['cores']} cores, "
         f"{machine['memory_gib']} GiB of memory; {versions}.",
+        f"All cores together did {machine['scaling']} times the arithmetic of one.",
         f"Noise: {noise(results.records)}.",
     ]
     if about["size"] != "1b":

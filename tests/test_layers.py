@@ -25,6 +25,7 @@ LAYERS = (
     "words",
     "philox",
     "lanes",
+    "products",
     "kernels",
     "counting",
     "devices",

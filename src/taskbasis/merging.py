@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from taskbasis.errors import UsageError
 from taskbasis.methods import Method
-from taskbasis.methods.elementwise.task_arithmetic import TaskArithmetic
+from taskbasis.methods.registry import as_method
 from taskbasis.scores import Importance, Moments
 from taskbasis.vectors import Checkpoint, EditedModel, TaskVector, as_checkpoint
 
@@ -29,7 +29,7 @@ def by_name(vectors: Mapping[str, T] | Iterable[T]) -> dict[str, T]:
 def merge(
     base: str | Path | Checkpoint,
     vectors: Iterable[TaskVector] | Mapping[str, TaskVector],
-    method: Method | None = None,
+    method: str | Method = "task_arithmetic",
     scale: float = 1.0,
     scores: Iterable[Importance] = (),
     moments: Iterable[Moments] = (),
@@ -42,7 +42,8 @@ def merge(
         base: the weights that are added to.
         vectors: the T task vectors, by name or in order. Methods that draw at random do so by
             the names, so that their order does not matter; without names by their numbers.
-        method: how they are merged; the sum unless said otherwise.
+        method: how they are merged, also as ``NAME`` or ``NAME:OPTION=VALUE,...``; the sum unless
+            said otherwise.
         scale: lambda.
         scores, moments: what was learnt of each vector's task, in the order of the vectors, for
             methods that take it.
@@ -51,19 +52,18 @@ def merge(
             subtracts.
 
     Raises:
-        UsageError: there are not as many weights as vectors, or one is 0.
+        UsageError: there are not as many weights as vectors, or one is 0; no method is called so.
 
-    >>> from taskbasis.methods import method
     >>> folder = getfixture("tiny_checkpoints")
     >>> vectors = [TaskVector(folder / "base", folder / name) for name in ("math", "code")]
-    >>> merge(folder / "base", vectors, method("average")).tensors()["bias"]
+    >>> merge(folder / "base", vectors, "average").tensors()["bias"]
     array([1. , 1.5], dtype=float32)
     """
     names = tuple(vectors) if isinstance(vectors, Mapping) else ()
     return EditedModel(
         as_checkpoint(base),
         tuple(vectors.values() if isinstance(vectors, Mapping) else vectors),
-        method or TaskArithmetic(),
+        as_method(method),
         scale,
         tuple(scores),
         tuple(moments),

@@ -97,6 +97,16 @@ def test_random_methods_draw_by_name_not_by_place(folders: Any, vectors: Any) ->
         assert np.any(first[tensor] != renamed[tensor])
 
 
+def test_a_method_may_be_named(folders: Any, vectors: Any) -> None:
+    named = merge(folders["base"], vectors, "ties:density=0.3").tensors()
+    made = merge(folders["base"], vectors, method("ties", density=0.3)).tensors()
+    assert {name: array.tobytes() for name, array in named.items()} == {
+        name: array.tobytes() for name, array in made.items()
+    }
+    with pytest.raises(UsageError, match="did you mean 'ties'"):
+        merge(folders["base"], vectors, "tees")
+
+
 def test_a_method_takes_only_so_many_vectors(folders: Any, vectors: Any) -> None:
     for name, said in [
         ("slerp", "method 'slerp' takes 1 to 2 vectors, not 3"),

@@ -198,7 +198,7 @@ class Lab:
             assert recipe.basis is not None
             made = self.basis(recipe.basis, recipe.share)
             summed = made.add_atoms() * atom_scale(made.contents.groups)
-            return merge(self.base, [summed], None, scale)
+            return merge(self.base, [summed], scale=scale)
         return merge(
             self.base,
             [self._vector(recipe, name) for name in names],

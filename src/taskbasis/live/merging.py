@@ -11,7 +11,7 @@ from taskbasis.errors import UsageError, nearest
 from taskbasis.live.states import State, groups, is_tensor, like, store_of, tied_as_one
 from taskbasis.merging import by_name, merge
 from taskbasis.methods import Method
-from taskbasis.methods.registry import parse_method
+from taskbasis.methods.registry import as_method
 from taskbasis.recipe import Learnt
 from taskbasis.saving import model_in_memory
 from taskbasis.scores import Importance, Moments
@@ -68,7 +68,7 @@ def merge_state_dicts(
     array([ 2.,  4., -3.], dtype=float32)
     """
     engine = engine or Engine()
-    found = method if isinstance(method, Method) else parse_method(method)
+    found = as_method(method)
     origin = _checkpoint(base, "the base")
     vectors = {
         name: TaskVector(origin, _checkpoint(state, f"the fine-tuned model {name!r}"), exclude)

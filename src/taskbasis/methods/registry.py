@@ -146,6 +146,15 @@ def parse_method(text: str, **more: Any) -> Method:
     return method(name.strip(), **options, **more)
 
 
+def as_method(given: str | Method) -> Method:
+    """A method, or the one that a text names as :func:`parse_method` reads it.
+
+    >>> as_method("ties:density=0.3") == as_method(method("ties", density=0.3))
+    True
+    """
+    return given if isinstance(given, Method) else parse_method(given)
+
+
 def parse_inner(text: str) -> Method:
     """A method within another's option: its own options are parted by semicolons.
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from taskbasis.methods.base import PerVector, summed
 from taskbasis.methods.noise import below, draws, keep_below
+from taskbasis.products import magnitude
 
 _AT_ONCE = 1 << 18
 
@@ -57,7 +58,7 @@ def row_blocks(shape: tuple[int, ...], size: int) -> tuple[int, Iterator[slice]]
 
 def norms(rows: NDArray[Any]) -> NDArray[np.float64]:
     """[T]: each row's sum of magnitudes."""
-    return np.asarray([np.abs(row).sum(dtype=np.float64) for row in rows])
+    return np.asarray([magnitude(row) for row in rows])
 
 
 def restoring(whole: NDArray[np.float64], kept: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -190,6 +190,7 @@ def test_the_machine_is_described_without_its_name(
     about = report.machine()
     assert about["cores"] >= 1
     assert about["memory_gib"] > 0
+    assert about["scaling"] > 0.2
     assert os.uname().nodename not in json.dumps(about)
 
 
