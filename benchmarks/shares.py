@@ -7,7 +7,7 @@ from typing import Any
 
 # Files of loops that numba compiles.
 JITTED = (
-    *("kernels.py:", "counting.py:", "products.py:", "philox.py:", "lowrank.py:", "loops.py:"),
+    *("kernels.py:", "counting.py:", "norms.py:", "philox.py:", "lowrank.py:", "loops.py:"),
     *("electing.py:", "stochastic.py:", "compiling.py:"),
 )
 

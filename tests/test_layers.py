@@ -25,7 +25,7 @@ LAYERS = (
     "words",
     "philox",
     "lanes",
-    "products",
+    "norms",
     "kernels",
     "counting",
     "devices",

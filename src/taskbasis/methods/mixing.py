@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from taskbasis.granularity import Granularity
 from taskbasis.methods.base import Chunk, Method, Need, State
-from taskbasis.products import inner_products
 
 Floats = NDArray[np.float64]
 
@@ -72,9 +71,15 @@ class Mixing(Method):
         return ("tensor",)
 
     def observe(self, stage: int, chunk: Chunk, state: State) -> NDArray[Any]:
+        size = 1 + len(chunk.deltas)
+        found = np.zeros((size, size))
         if self._cut_up(chunk):
-            return np.zeros((1 + len(chunk.deltas),) * 2)
-        return inner_products(chunk.deltas, chunk.base)
+            return found
+        found[1:, 1:] = chunk.deltas @ chunk.deltas.T
+        if chunk.base is not None:
+            found[0, 0] = chunk.base @ chunk.base
+            found[0, 1:] = found[1:, 0] = chunk.deltas @ chunk.base
+        return found
 
     def finish(self, stage: int, total: NDArray[Any], state: State) -> Any:
         return total

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from taskbasis.methods.base import PerVector, summed
 from taskbasis.methods.noise import below, draws, keep_below
-from taskbasis.products import magnitude
+from taskbasis.norms import magnitude
 
 _AT_ONCE = 1 << 18
 
