@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -49,7 +50,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=work, help="where the checkpoints go")
     parser.add_argument("--keep", action="store_true", help="keep what further calls may read")
     parser.add_argument("--skip-mergekit", action="store_true", help="measure ours alone")
-    parser.add_argument("--mergekit", type=Path, default=REPOSITORY / ".venv-mergekit")
+    rival = os.environ.get("MERGEKIT_VENV", REPOSITORY / ".venv-mergekit")
+    parser.add_argument("--mergekit", type=Path, default=Path(rival))
     parser.add_argument("--taskbasis", type=Path, default=beside, help="the command to measure")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
