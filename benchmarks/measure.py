@@ -79,6 +79,8 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         The cost; exit code 127 when the command cannot be started.
     """
     stopwatch = Path(__file__).with_name("stopwatch.py")
+    variables = {**os.environ, **(environment or {})}
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)  # what pip installs comes with its bytecode
     ours, theirs = os.pipe()
     with tempfile.TemporaryFile() as printed, os.fdopen(ours, "rb") as report:
         watch = [sys.executable, "-I", "-S", str(stopwatch), str(theirs), *command]
@@ -88,7 +90,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **(environment or {})},
+                env=variables,
                 pass_fds=(theirs,),
                 check=False,
             )

@@ -25,6 +25,7 @@ LAYERS = (
     "words",
     "philox",
     "lanes",
+    "combinations",
     "norms",
     "kernels",
     "counting",
@@ -88,8 +89,8 @@ INSIDE_FUNCTIONS = {
     # Installed always, but not worth their time until they are used.
     "rich": {"progress"},
     "ml_dtypes": {"io.dtypes"},
-    "numba": {"compiling", "lanes", "philox"},
-    "llvmlite": {"lanes", "philox"},
+    "numba": {"combinations", "compiling", "lanes", "philox"},
+    "llvmlite": {"combinations", "lanes", "philox"},
 }
 """What may be imported inside a function, and by which modules only (None: any)."""
 

@@ -6,8 +6,11 @@ headers, asks for help or mistypes a name never waits for it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, MutableMapping
 from functools import update_wrapper
+from importlib import import_module
+from importlib.util import find_spec
 from threading import RLock
 from typing import Any, TypeVar, cast
 
@@ -52,6 +55,15 @@ def on_first_compilation(tell: Callable[[], None] | None) -> None:
     _tell = tell
 
 
+def many_registers(context: Any) -> bool:
+    """Whether what is compiled for has AVX-512: 32 registers of 64 bytes.
+
+    Args:
+        context: numba's, which an intrinsic is given.
+    """
+    return "+avx512f" in context.codegen().magic_tuple()[2]
+
+
 class _Loop:
     """Stands for a compiled function until one of its module is called."""
 
@@ -90,6 +102,7 @@ def _prepare() -> None:
     """Register what was noted since the last time."""
     if not _choices and _listening:
         return
+    _import_numba()
     from numba.extending import overload
 
     while _choices:
@@ -97,6 +110,23 @@ def _prepare() -> None:
         overload(stub)(choice)
         _replace(choice.__globals__)
     _listen()
+
+
+def _import_numba() -> None:
+    """Import numba without SciPy's BLAS, which takes as long and which no loop here calls.
+
+    numba imports it to note that it is there, and again where a loop does call it.
+    """
+    from numba.np import linalg
+
+    ensure = getattr(linalg, "ensure_blas", None)
+    if ensure is None or find_spec("scipy") is None or "numba.np.arraymath" in sys.modules:
+        return
+    linalg.ensure_blas = lambda: None
+    try:
+        import_module("numba.np.arraymath")
+    finally:
+        linalg.ensure_blas = ensure
 
 
 _listening = False

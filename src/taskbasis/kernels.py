@@ -16,12 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from taskbasis.combinations import SUMS, combine_four
 from taskbasis.compiling import jit
-from taskbasis.lanes import exact_product, four_products, squares
+from taskbasis.lanes import exact_product, products, squares
 from taskbasis.words import narrow, widen
 
 BLOCK = 2048
 """Elements per block: a few rows of it stay in the first cache."""
+
+_APART = 16
+"""Elements between the rows of a block: at a distance of a power of two they would take each
+other's places in the cache."""
 
 _SMALL, _LARGE = 1e-30, 1e37
 """Squared norms of blocks that float32 sums without overflow or loss of small entries."""
@@ -126,49 +131,67 @@ def _form(
     stats: Any,
 ) -> None:
     inputs, size = words.shape
-    block = scratch.shape[1]
-    for start in range(0, size, block):
-        stop = min(start + block, size)
+    outputs = out.shape[0]
+    for start in range(0, size, BLOCK):
+        stop = min(start + BLOCK, size)
         origin = scratch[inputs, : stop - start]
-        total = scratch[inputs + 1, : stop - start]
-        error = scratch[inputs + 2, : stop - start]
-        once = out.shape[0] == 1
+        error = scratch[inputs + 1, : stop - start]
         if difference or add_base:
             _decode(base[start:stop], origin)
-        if not once:
+        if outputs > 1:
             _rows(origin, words, difference, start, stop, scratch)
-        for m in range(out.shape[0]):
-            if once:
+        for m in range(outputs):
+            sums = inputs + 2 + m % SUMS
+            total = scratch[sums, : stop - start]
+            if outputs == 1:
                 total[:] = 0
                 for r in range(inputs):
                     row = words[r, start:stop]
                     _add_scaled(row, origin, difference, coefficients[0, r], total)
-            else:
+            elif m >= outputs // SUMS * SUMS:
                 _combined(scratch, coefficients, m, total)
+            elif m % SUMS == 0:
+                combine_four(scratch, coefficients, m, sums, stop - start)
             if add_base:
                 _store_weights(origin, total, out[m, start:stop], error)
             else:
                 _store_delta(total, out[m, start:stop], error)
-            _add_squares(scratch, inputs + 1, inputs + 2, stop - start, stats[m])
+            _add_squares(scratch, sums, inputs + 1, stop - start, stats[m])
+
+
+@jit()
+def _four(first: int, inputs: int) -> Any:
+    """Four rows from one on; the last one again where there are fewer."""
+    last = inputs - 1
+    return first, min(first + 1, last), min(first + 2, last), min(first + 3, last)
+
+
+@jit()
+def _multiply(rows: Any, inputs: int, size: int, found: Any) -> None:
+    """The products of all pairs of rows, four by four; of two rows no more than they have."""
+    if inputs <= 2:
+        both = (0, inputs - 1)
+        pair = products(rows, both, both, size)
+        found[0, 0], found[1, 0], found[1, 1] = pair[0], pair[2], pair[3]
+        return
+    for i in range(0, inputs, 4):
+        for j in range(0, i + 1, 4):
+            tile = products(rows, _four(i, inputs), _four(j, inputs), size)
+            for k in range(16):
+                found[i + k // 4, j + k % 4] = tile[k]
 
 
 @jit()
 def _gram(base: Any, words: Any, difference: Any, scratch: Any, out: Any) -> None:
     inputs, size = words.shape
-    block = scratch.shape[1]
-    found = np.empty((inputs + 1, inputs + 1), np.float64)
-    for start in range(0, size, block):
-        stop = min(start + block, size)
+    found = np.empty((inputs + 3, inputs + 3), np.float64)
+    for start in range(0, size, BLOCK):
+        stop = min(start + BLOCK, size)
         origin = scratch[inputs, : stop - start]
         if difference:
             _decode(base[start:stop], origin)
         _rows(origin, words, difference, start, stop, scratch)
-        for i in range(0, inputs, 2):
-            after_i = min(i + 1, inputs - 1)
-            for j in range(0, i + 1, 2):
-                after_j = min(j + 1, inputs - 1)
-                products = four_products(scratch, i, after_i, j, after_j, stop - start)
-                found[i, j], found[i, j + 1], found[i + 1, j], found[i + 1, j + 1] = products
+        _multiply(scratch, inputs, stop - start, found)
         for i in range(inputs):
             for j in range(i + 1):
                 # Where float32 could overflow or vanish, float64 has to say.
@@ -202,8 +225,8 @@ def _deltas(
     base: Any, words: Any, difference: Any, coefficients: Any, out: Any, scratch: Any
 ) -> bool:
     finite = True
-    for start in range(0, words.shape[1], scratch.shape[1]):
-        stop = min(start + scratch.shape[1], words.shape[1])
+    for start in range(0, words.shape[1], BLOCK):
+        stop = min(start + BLOCK, words.shape[1])
         origin = scratch[0, : stop - start]
         if difference:
             _decode(base[start:stop], origin)
@@ -214,13 +237,26 @@ def _deltas(
     return finite
 
 
+@jit()
+def _mixed(first: Any, rows: Any, numbers: Any, out: Any) -> None:
+    for start in range(0, out.size, BLOCK):
+        stop = min(start + BLOCK, out.size)
+        total, row = out[start:stop], first[start:stop]
+        for i in range(stop - start):
+            total[i] = 0.0 + numbers[0] * row[i]
+        for r in range(rows.shape[0]):
+            number, row = numbers[r + 1], rows[r, start:stop]
+            for i in range(stop - start):
+                total[i] += number * row[i]
+
+
 def scratch_rows(inputs: int) -> tuple[int, int]:
-    """The shape of the scratch that ``inputs`` rows need: three rows more, one block wide.
+    """The shape of the scratch that ``inputs`` rows need: six rows more, over a block wide.
 
     >>> scratch_rows(2)
-    (5, 2048)
+    (8, 2064)
     """
-    return inputs + 3, BLOCK
+    return inputs + 2 + SUMS, BLOCK + _APART
 
 
 def form(
@@ -314,6 +350,19 @@ def deltas(
         return True
     origin = words[0] if base is None else base
     return bool(_deltas(origin, words, difference, coefficients, out, scratch))
+
+
+def mixed(
+    first: NDArray[np.float64], rows: NDArray[np.float64], numbers: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """``((0 + numbers[0] * first) + numbers[1] * rows[0]) + ...`` in one pass.
+
+    >>> mixed(np.array([1.0, 2.0]), np.array([[3.0, 4.0]]), np.array([1.0, 10.0])).tolist()
+    [31.0, 42.0]
+    """
+    out = np.empty_like(first)
+    _mixed(first, rows, numbers, out)
+    return out
 
 
 def decode(words: NDArray[Any], out: NDArray[Any]) -> None:

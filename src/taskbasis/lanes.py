@@ -11,10 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from taskbasis.compiling import chosen_by_type
+from taskbasis.compiling import chosen_by_type, many_registers
 
 LANES = 16
 """Sums that are kept side by side: one register of AVX-512, two of AVX2, four of NEON."""
+
+_FEW = 4
+"""Pairs whose sums fit into the registers of other machines."""
 
 
 def squares(rows: Any, a: int, b: int, size: int) -> Any:
@@ -22,8 +25,11 @@ def squares(rows: Any, a: int, b: int, size: int) -> Any:
     raise NotImplementedError
 
 
-def four_products(rows: Any, a: int, b: int, c: int, d: int, size: int) -> Any:
-    """``(a @ c, a @ d, b @ c, b @ d)`` of four rows, in their type: what is loaded serves twice."""
+def products(rows: Any, left: Any, right: Any, size: int) -> Any:
+    """``(left[0] @ right[0], left[0] @ right[1], ...)`` of two tuples of rows, in their type.
+
+    What is loaded serves all of them.
+    """
     raise NotImplementedError
 
 
@@ -42,14 +48,16 @@ def _squares_for(rows: Any, a: Any, b: Any, size: Any) -> Any:
     return of_two
 
 
-@chosen_by_type(four_products)
-def _four_products_for(rows: Any, a: Any, b: Any, c: Any, d: Any, size: Any) -> Any:
-    summed = _summing([(0, 2), (0, 3), (1, 2), (1, 3)])
+@chosen_by_type(products)
+def _products_for(rows: Any, left: Any, right: Any, size: Any) -> Any:
+    count = left.count
+    pairs = [(i, count + j) for i in range(count) for j in range(right.count)]
+    summed = _summing(pairs)
 
-    def of_four(rows: Any, a: Any, b: Any, c: Any, d: Any, size: Any) -> Any:
-        return summed(rows, (a, b, c, d), size)
+    def of_two(rows: Any, left: Any, right: Any, size: Any) -> Any:
+        return summed(rows, left + right, size)
 
-    return of_four
+    return of_two
 
 
 @chosen_by_type(exact_product)
@@ -69,11 +77,18 @@ def _summing(pairs: Sequence[tuple[int, int]], wide: bool = False) -> Callable[.
     from numba.core import cgutils
     from numba.extending import intrinsic
 
+    def groups(context: Any) -> list[Sequence[tuple[int, int]]]:
+        """Pairs that are summed in one loop: no more than there are registers for."""
+        count = len(pairs) if many_registers(context) else _FEW
+        near = sorted(pairs, key=lambda pair: (pair[0] // 2, pair[1] // 2))
+        return [near[at : at + count] for at in range(0, len(pairs), count)]
+
     long, int32 = ir.IntType(64), ir.IntType(32)
 
     def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        number, total = signature.args[0].dtype, signature.return_type.dtype
-        stored, summed = context.get_value_type(number), context.get_value_type(total)
+        entry, total = signature.args[0].dtype, signature.return_type.dtype
+        stored, summed = context.get_value_type(entry), context.get_value_type(total)
+        align = entry.bitwidth // 8
         array = context.make_array(signature.args[0])(context, builder, values[0])
         width, size = builder.extract_value(array.shape, 1), values[2]
         rows = [
@@ -82,35 +97,40 @@ def _summing(pairs: Sequence[tuple[int, int]], wide: bool = False) -> Callable[.
         ]
         whole = builder.mul(builder.udiv(size, long(LANES)), long(LANES))
 
-        def products(at: Any, count: int) -> list[Any]:
+        def products(group: Sequence[tuple[int, int]], at: Any, count: int) -> list[Any]:
             """Of ``count`` entries from one on, pair by pair."""
             kind = ir.VectorType(stored, count)
-            found = []
-            for row in rows:
-                place = builder.bitcast(builder.gep(row, [at]), kind.as_pointer())
-                entries = builder.load(place, align=number.bitwidth // 8)
+            found = {}
+            for number in sorted({number for pair in group for number in pair}):
+                place = builder.bitcast(builder.gep(rows[number], [at]), kind.as_pointer())
+                entries = builder.load(place, align=align)
                 widened = ir.VectorType(summed, count)
-                found.append(builder.fpext(entries, widened) if stored != summed else entries)
-            return [builder.fmul(found[left], found[right]) for left, right in pairs]
+                wide = builder.fpext(entries, widened) if stored != summed else entries
+                found[number] = wide
+            return [builder.fmul(found[left], found[right]) for left, right in group]
 
         def add(sums: list[Any], terms: list[Any]) -> None:
             for place, term in zip(sums, terms, strict=True):
                 builder.store(builder.fadd(builder.load(place), term), place)
 
-        def zeros(count: int) -> list[Any]:
+        def zeros(terms: int, count: int) -> list[Any]:
             zero = ir.Constant(ir.VectorType(summed, count), [0.0] * count)
-            return [cgutils.alloca_once_value(builder, zero) for _ in pairs]
+            return [cgutils.alloca_once_value(builder, zero) for _ in range(terms)]
 
-        lanes, ends = zeros(LANES), zeros(1)
-        steps = builder.udiv(size, long(LANES))
-        with cgutils.for_range(builder, steps) as loop:
-            add(lanes, products(builder.mul(loop.index, long(LANES)), LANES))
-        for place, sums in zip(ends, lanes, strict=True):
-            builder.store(folded(builder, builder.load(sums)), place)
-        with cgutils.for_range(builder, builder.sub(size, whole)) as loop:
-            add(ends, products(builder.add(whole, loop.index), 1))
-        found = [builder.extract_element(builder.load(place), int32(0)) for place in ends]
-        return context.make_tuple(builder, signature.return_type, found)
+        def sums(group: Sequence[tuple[int, int]]) -> dict[tuple[int, int], Any]:
+            lanes, ends = zeros(len(group), LANES), zeros(len(group), 1)
+            steps = builder.udiv(size, long(LANES))
+            with cgutils.for_range(builder, steps) as loop:
+                add(lanes, products(group, builder.mul(loop.index, long(LANES)), LANES))
+            for place, parts in zip(ends, lanes, strict=True):
+                builder.store(folded(builder, builder.load(parts)), place)
+            with cgutils.for_range(builder, builder.sub(size, whole)) as loop:
+                add(ends, products(group, builder.add(whole, loop.index), 1))
+            found = [builder.extract_element(builder.load(place), int32(0)) for place in ends]
+            return dict(zip(group, found, strict=True))
+
+        found = {pair: one for group in groups(context) for pair, one in sums(group).items()}
+        return context.make_tuple(builder, signature.return_type, [found[pair] for pair in pairs])
 
     def folded(builder: Any, sums: Any) -> Any:
         count = LANES
@@ -125,9 +145,9 @@ def _summing(pairs: Sequence[tuple[int, int]], wide: bool = False) -> Callable[.
         return sums
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def sums(context: Any, rows: Any, numbers: Any, size: Any) -> Any:
+    def summing(context: Any, rows: Any, numbers: Any, size: Any) -> Any:
         total = types.float64 if wide else rows.dtype
         places = types.UniTuple(types.intp, numbers.count)
         return types.UniTuple(total, len(pairs))(rows, places, types.intp), build
 
-    return sums  # type: ignore[no-any-return]
+    return summing  # type: ignore[no-any-return]

@@ -103,6 +103,29 @@ def test_what_comes_from_the_cache_is_not_told(tmp_path: Path) -> None:
     assert second.split() == ["4"]
 
 
+BLAS = """
+import sys
+import numpy as np
+import loops
+assert loops.outer(7) == 4
+assert "numba" in sys.modules and "scipy.linalg" not in sys.modules
+import numba
+from scipy.linalg import cython_blas
+a = np.arange(9.0).reshape(3, 3)
+assert np.allclose(numba.njit(lambda a: a @ a)(a), a @ a)
+assert np.allclose(numba.njit(lambda a: np.kron(a, a))(a), np.kron(a, a))
+assert np.allclose(numba.njit(lambda a: np.correlate(a, a))(a[0]), np.correlate(a[0], a[0]))
+"""
+
+
+def test_loops_do_not_wait_for_blas_and_whoever_needs_it_has_it(tmp_path: Path) -> None:
+    """numba would import it at once; what others compile in the same program finds it later."""
+    (tmp_path / "loops.py").write_text(LOOPS)
+    command = [sys.executable, "-c", BLAS]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [

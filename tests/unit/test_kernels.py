@@ -389,3 +389,15 @@ def test_deltas_tell_of_values_that_are_not_finite(value: float, place: int) -> 
 def test_deltas_of_nothing_are_finite() -> None:
     scratch, none = np.empty(kernels.scratch_rows(2), np.float32), np.empty((2, 0), np.float32)
     assert kernels.deltas(None, none, False, np.ones(2, np.float32), none, scratch)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_mixed_is_the_documented_expression(size: int, count: int) -> None:
+    rng = np.random.default_rng(size)
+    first, rows = rng.standard_normal(size), rng.standard_normal((count, size))
+    numbers = rng.standard_normal(1 + count)
+    total = 0 + numbers[0] * first
+    for number, row in zip(numbers[1:], rows, strict=True):
+        total = total + number * row
+    assert kernels.mixed(first, rows, numbers).tobytes() == total.tobytes()

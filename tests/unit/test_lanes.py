@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from taskbasis.combinations import SUMS, combine_four
 from taskbasis.compiling import jit
-from taskbasis.lanes import LANES, exact_product, four_products, squares
+from taskbasis.lanes import LANES, exact_product, products, squares
 
 
 @jit()
@@ -24,8 +25,13 @@ def of_two(rows: Any, a: int, b: int, size: int) -> Any:
 
 
 @jit()
-def of_four(rows: Any, a: int, b: int, c: int, d: int, size: int) -> Any:
-    return four_products(rows, a, b, c, d, size)
+def of_six(rows: Any, left: Any, right: Any, size: int) -> Any:
+    return products(rows, left, right, size)
+
+
+@jit()
+def combine(rows: Any, coefficients: Any, m: int, out: int, size: int) -> None:
+    combine_four(rows, coefficients, m, out, size)
 
 
 @jit()
@@ -61,10 +67,35 @@ def test_the_order_is_the_one_that_is_promised(
     a, b, c, d = numbers
     cut = rows[:, :size]
     assert of_two(rows, a, b, size) == (in_lanes(cut[a], cut[a]), in_lanes(cut[b], cut[b]))
-    expected = [in_lanes(cut[x], cut[y]) for x, y in ((a, c), (a, d), (b, c), (b, d))]
-    assert list(of_four(rows, a, b, c, d, size)) == expected
+    expected = [in_lanes(cut[x], cut[y]) for x in (a, b) for y in (c, d, a)]
+    assert list(of_six(rows, (a, b), (c, d, a), size)) == expected
     wide = cut.astype(np.float64)
     assert exactly(rows, a, b, size) == (in_lanes(wide[a], wide[b]),)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from([0, 1, 15, 16, 31, 32, 33, 100, 2047, 2048]),
+    st.sampled_from([np.float32, np.float64]),
+    st.integers(1, 9),
+    st.integers(0, 2),
+    st.integers(0, 2**32 - 1),
+)
+def test_four_sums_at_once_are_four_sums(
+    size: int, dtype: type, inputs: int, first: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((inputs + 1 + SUMS, 2048)).astype(dtype)
+    coefficients = rng.standard_normal((first + SUMS, inputs)).astype(dtype)
+    before = rows.copy()
+    combine(rows, coefficients, first, inputs + 1, size)
+    for q in range(SUMS):
+        total = np.zeros(size, dtype)
+        for coefficient, row in zip(coefficients[first + q], before, strict=False):
+            total = total + coefficient * row[:size]
+        assert rows[inputs + 1 + q, :size].tobytes() == total.tobytes()
+        before[inputs + 1 + q, :size] = total
+    assert rows.tobytes() == before.tobytes(), "something else was overwritten"
 
 
 def test_what_is_exact_neither_overflows_nor_vanishes() -> None:
@@ -79,12 +110,12 @@ def test_what_is_exact_neither_overflows_nor_vanishes() -> None:
 PROGRAM = """
 import numpy as np
 from taskbasis import kernels
-rows = np.random.default_rng(0).standard_normal((5, 5000)).astype(np.float32)
-scratch, gram = np.empty(kernels.scratch_rows(5), np.float32), np.zeros((5, 5))
+rows = np.random.default_rng(0).standard_normal((9, 5000)).astype(np.float32)
+scratch, gram = np.empty(kernels.scratch_rows(9), np.float32), np.zeros((9, 9))
 kernels.gram(None, rows, False, scratch, gram)
-out, stats = np.empty((2, 5000), np.float32), np.zeros((2, 2))
-kernels.form(None, rows, False, rows[:2, :5].copy(), False, out, scratch, stats)
-print(gram.tobytes().hex(), stats.tobytes().hex())
+out, stats = np.empty((6, 5000), np.float32), np.zeros((6, 2))
+kernels.form(None, rows, False, rows[:6, :9].copy(), False, out, scratch, stats)
+print(gram.tobytes().hex(), out[:, ::100].tobytes().hex(), stats.tobytes().hex())
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -41,6 +42,10 @@ VERBS = {
 }
 
 
+_COLLECT = (20_000, 20, 100)
+"""Objects until rubbish is looked for: modules are no rubbish, and make most objects of a run."""
+
+
 class LazyGroup(click.Group):
     """A group that imports a verb's file when the verb is used, so that --help is instant."""
 
@@ -74,8 +79,11 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors become one sentence and an exit code, never a traceback."""
+    gc.set_threshold(*_COLLECT)
     stop_on_signals()
-    sys.exit(run(arguments))
+    code = run(arguments)
+    gc.freeze()  # nothing is worth looking for in a process that ends
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

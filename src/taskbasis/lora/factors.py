@@ -24,6 +24,8 @@ _THIN = 8
 """Directions are drawn where the matrix has so many times as many; elsewhere all are found."""
 _FIRST = 32
 """Directions looked for first when the rank is not known."""
+_SMALLEST, _LARGEST = 1e-60, 1e60
+"""Squared norms of matrices whose products float32 holds."""
 _PANEL = 1 << 20
 """Entries that are widened to float64 at once."""
 
@@ -99,7 +101,8 @@ def leading(matrix: NDArray[Any], cutoff: Cutoff, seed: int = 0) -> Triplets:
     projection finds values that are a little too small where the next ones are nearly as large:
     of pure noise, values may be 1 in 50 too small and the error 3 in 1,000 too large. So an
     energy may take a few more triplets than needed; it is never missed. All products are summed
-    in float64.
+    in float64, but for the first three turns where the matrix is in float32: those only say where
+    to look.
 
     Values of at most ``2**-21`` of the largest are left out: rounding alone would decide them.
 
@@ -123,7 +126,7 @@ def leading(matrix: NDArray[Any], cutoff: Cutoff, seed: int = 0) -> Triplets:
         if least <= _SMALL or _THIN * drawn > least:
             found = svd(matrix.astype(np.float64))
             break
-        found = _projected(matrix, drawn, seed).first(wanted)
+        found = _projected(matrix, total, drawn, seed).first(wanted)
         if wanted == most or cutoff.count(found.values, total) is not None:
             break
         wanted = min(2 * wanted, most)
@@ -134,18 +137,31 @@ def leading(matrix: NDArray[Any], cutoff: Cutoff, seed: int = 0) -> Triplets:
     return Triplets(found.left[:, kept], found.values[kept], found.right[kept])
 
 
-def _projected(matrix: NDArray[Any], count: int, seed: int) -> Triplets:
-    """About the largest ``count`` triplets, from random directions."""
+def _projected(matrix: NDArray[Any], total: float, count: int, seed: int) -> Triplets:
+    """About the largest ``count`` triplets of a squared norm, from random directions."""
     width = matrix.shape[1]
     bits = draws(f"lora/{seed}/{width}", 0, count * width).reshape(count, width) >> 31
-    found = _orthonormal(_times(matrix, 1.0 - 2.0 * bits.T))
-    for _ in range(_POWER):
-        found = _orthonormal(_times(matrix, _orthonormal(_transposed_times(matrix, found))))
+    signs = 1.0 - 2.0 * bits.T
+    if matrix.dtype == np.float32 and _SMALLEST < total < _LARGEST:
+        # What rounding adds to a direction the last turn takes away, as it does what was drawn.
+        found = _orthonormal(matrix @ signs.astype(np.float32))
+        for _ in range(_POWER - 1):
+            found = _orthonormal(matrix @ _orthonormal(matrix.T @ found))
+        found = _turned(matrix, found.astype(np.float64))
+    else:
+        found = _orthonormal(_times(matrix, signs))
+        for _ in range(_POWER):
+            found = _turned(matrix, found)
     u, s, rows = np.linalg.svd(_transposed_times(matrix, found).T, full_matrices=False)
     return Triplets(found @ u, s, rows)
 
 
-def _orthonormal(columns: Matrix) -> Matrix:
+def _turned(matrix: NDArray[Any], found: Matrix) -> Matrix:
+    """Directions nearer to the leading ones, by a product with ``M M^T``."""
+    return _orthonormal(_times(matrix, _orthonormal(_transposed_times(matrix, found))))
+
+
+def _orthonormal(columns: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(np.linalg.qr(columns)[0])
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskbasis.granularity import Granularity
+from taskbasis.kernels import mixed
 from taskbasis.methods.base import Chunk, Method, Need, State
 
 Floats = NDArray[np.float64]
@@ -113,8 +114,12 @@ class Mixing(Method):
 
 def _combined(numbers: Any, base: NDArray[Any] | None, deltas: NDArray[Any]) -> NDArray[Any]:
     """``numbers[0] base + sum_t numbers[t] deltas[t]``, the numbers broadcast to their shape."""
+    with_base = base is not None and np.any(numbers[0])
+    if np.ndim(numbers) == 1:
+        parts = (base, deltas, numbers) if with_base else (deltas[0], deltas[1:], numbers[1:])
+        return mixed(*parts)
     total = np.zeros(deltas.shape[1:])
-    if base is not None and np.any(numbers[0]):
+    if with_base:
         total += numbers[0] * base
     for number, row in zip(numbers[1:], deltas, strict=True):
         row *= number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from taskbasis.io.tensors import Forming, TensorInfo
-from taskbasis.kernels import BLOCK
+from taskbasis.kernels import BLOCK, scratch_rows
 from taskbasis.methods.base import Method, Unit
 from taskbasis.plan.tensors import Cut, Merge
 from taskbasis.recipe import Combination
@@ -140,7 +141,7 @@ class Plan:
         return (
             work
             + max(longest, self.cut_size) * per_element
-            + (self.rows + 3) * BLOCK * width
+            + math.prod(scratch_rows(self.rows)) * width
             + 4 * moments
             + 6 * largest
             + max((self._factor_bytes(merge) for merge in self.merges), default=0)

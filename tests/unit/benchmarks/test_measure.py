@@ -44,6 +44,14 @@ def test_a_run_sees_the_variables_given_and_no_input(measure: ModuleType) -> Non
     assert done.printed == "yes\n"
 
 
+def test_a_run_keeps_its_bytecode_as_installed_programs_do(
+    measure: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    done = measure.run([sys.executable, "-S", "-c", "import sys; print(sys.dont_write_bytecode)"])
+    assert done.printed == "False\n"
+
+
 def test_only_the_end_of_long_output_is_kept(measure: ModuleType) -> None:
     done = measure.run(python("print('x' * 10_000 + 'end')"))
     assert len(done.printed) == measure.TAIL

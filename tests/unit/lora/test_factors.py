@@ -126,6 +126,26 @@ def test_random_projection_finds_a_decaying_spectrum(shape: tuple[int, int]) -> 
 
 
 @pytest.mark.usefixtures("projecting")
+@pytest.mark.parametrize("ratio", [0.9, 0.5, 0.35])
+def test_float32_says_where_to_look_and_float64_what_is_there(ratio: float) -> None:
+    """Of a matrix in float32 all but the last turn are in float32: values far below the largest
+    are found as exactly as where nothing is."""
+    matrix = with_values(3, 300, 250, ratio ** np.arange(250.0)).astype(np.float32)
+    found, wide = leading(matrix, Cutoff(12)), leading(matrix.astype(np.float64), Cutoff(12))
+    assert found.values == pytest.approx(wide.values, rel=1e-9)
+    wanted = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    assert found.values == pytest.approx(wanted[:12], rel=1e-9)
+
+
+@pytest.mark.usefixtures("projecting")
+@pytest.mark.parametrize("size", [1e-38, 1e37])
+def test_what_float32_cannot_multiply_is_multiplied_in_float64(size: float) -> None:
+    matrix = (normal(4, 300, 5) @ normal(5, 5, 250)).astype(np.float32)
+    found, wanted = leading(matrix * np.float32(size), Cutoff(5)), leading(matrix, Cutoff(5))
+    assert found.values / size == pytest.approx(wanted.values, rel=1e-6)
+
+
+@pytest.mark.usefixtures("projecting")
 def test_random_projection_is_near_the_best_of_noise() -> None:
     """The worst case: a spectrum without a gap."""
     matrix = normal(5, 256, 256).astype(np.float32)
