@@ -168,22 +168,16 @@ class Work:
     # Matrices
 
     def lora(self) -> Job:
-        """Of the largest size the first layer alone: mergekit takes minutes for each."""
         base, tuned = self.large.base(), self.large.tuned(1)
         mine, other = self.out / "adapter", self.out / "their-adapter"
         words = ["lora", "extract", str(base), str(tuned), "-o", str(mine), "--rank", str(RANK)]
-        pattern, title = "proj", f"LoRA extraction, rank {RANK}"
-        if self.size == "1b":
-            pattern = r"layers\.0\..*proj"
-            title += ", of one layer"
-            words += ["--include", "*layers.0.*proj*"]
         theirs = self._theirs(
-            "mergekit-extract-lora", extracting(base, tuned, other, RANK, pattern), other
+            "mergekit-extract-lora", extracting(base, tuned, other, RANK, "proj"), other
         )
         check = partial(checking.adapter, base, tuned, RANK)
-        whole = self.size != "1b"  # else most of what it could read it need not
         ours = self.command(words, mine)
-        return Job(title, ours, self._weights(1), theirs, check=check, floored=whole)
+        title = f"LoRA extraction, rank {RANK}"
+        return Job(title, ours, self._weights(1), theirs, check=check)
 
     # Bases
 

@@ -80,6 +80,41 @@ def test_votes_are_not_rounded_to_the_rows_type() -> None:
     assert elect(rows, np.ones(3), "paper").tolist() == [5e7]
 
 
+@small
+@given(
+    st.lists(
+        st.tuples(*[st.sampled_from([0.0, 1e-45, 1.2e-38, 1.0, 1 + 2**-23, 3.4e38, 0.1])] * 2),
+        min_size=1,
+        max_size=9,
+    ),
+    st.sampled_from([(1.0, -1.0), (1.0, 1.0), (0.5, -0.25), (0.3, -3.0)]),
+    st.sampled_from(VARIANTS),
+)
+def test_of_two_float32_vectors_the_exact_sum_elects(
+    pairs: list[tuple[float, float]], weights: tuple[float, float], variant: Variant
+) -> None:
+    """And who agrees alone is divided by its share as in float64, rounded once."""
+    rows = (np.array(pairs).T * np.sign(weights)[:, None]).astype(np.float32)
+    found = elect(rows, np.array(weights), variant)
+    sizes = np.abs(weights) if variant == "mergekit" else np.ones(2)
+    for column, entry in zip(rows.T, found, strict=True):
+        votes = [Fraction(float(x)) for x in column]
+        sign = 1
+        if variant == "peft":
+            votes = [vote / Fraction(w) for vote, w in zip(votes, weights, strict=True)]
+        if sum(votes) or variant == "paper":
+            sign = (sum(votes) > 0) - (sum(votes) < 0)
+        sides = np.sign(weights) if variant == "peft" else np.ones(2)
+        agree = [x * side * sign > 0 for x, side in zip(column, sides, strict=True)]
+        with np.errstate(over="ignore"):
+            total = np.float32(0)
+            for x, yes in zip(column, agree, strict=True):
+                total += x if yes else np.float32(0)
+            share = sizes[agree].sum() if any(agree) else 1.0
+            wanted = np.float32(np.float64(total) / share)
+        assert entry == wanted or abs(sum(votes)) < 1e-6 * max(map(abs, votes))
+
+
 def test_signs_may_be_counted_instead() -> None:
     many_small = [[9, 0], [-1, 3], [-1, 0]]
     for variant in VARIANTS:
