@@ -38,9 +38,10 @@ def open_vector(
     if colon and not Path(spec).exists() and Path(library).exists():
         return _without(Basis.open(library)[task], exclude)
     adapter = is_adapter(located(spec))
-    record = None if adapter else stored.decode(open_anywhere(spec))
-    if record is not None and record["kind"] == stored.VECTOR:
-        return _without(TaskVector.open(spec), exclude)
+    store = None if adapter else open_anywhere(spec)
+    record = None if store is None else stored.decode(store)
+    if store is not None and record is not None and record["kind"] == stored.VECTOR:
+        return _without(TaskVector.of_store(store), exclude)
     if record is not None and record["kind"] != stored.BASIS:
         raise UsageError(f"{spec} is {stored.NAMES[record['kind']]}, not a task vector")
     if record is not None:
@@ -125,7 +126,7 @@ def open_vectors(
     """
     found: dict[str, TaskVector] = {}
     pairs = named_specs(specs)
-    tensors = {path: _tensor_names(path, base) for _, path in pairs}
+    tensors = {path: _tensor_names(path, base) if exclude else set[str]() for _, path in pairs}
     excluded(exclude, set().union(*tensors.values()))
     for name, path in pairs:
         own = [p for p in exclude if any(fnmatchcase(tensor, p) for tensor in tensors[path])]
