@@ -73,7 +73,7 @@ def test_search_gives_every_vector_its_own_coefficient(
     world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["search", "base", "math", "code", "--tasks", "few_tasks:uneven"]
-    arguments += ["--optimizer", "tpe", "--trials", "25", "--seed", "1"]
+    arguments += ["--optimizer", "tpe", "--trials", "25", "--random-seed", "1"]
     assert run([*arguments, "-o", "best"]) == 0
     text = capsys.readouterr().out
     assert "coefficients chosen of 25 trials on validation (objective" in text
@@ -119,7 +119,7 @@ def test_search_gives_every_vector_its_own_coefficient(
             "0 trials try nothing",
         ),
         (
-            ["base", "math", "--tasks", "few_tasks:tasks", "--optimizer", "tpe", "--seed", "-1"],
+            ["base", "math", "--tasks", "few_tasks:tasks", "--optimizer", "tpe", "--random-seed", "-1"],
             "a seed of -1 draws nothing; use a number from 0 to 4294967295",
         ),
         (["base", "math", "--tasks", "few_tasks:tasks", "--grid", "0,0"], "names a scale twice"),
@@ -157,7 +157,7 @@ tasks = [Task(name, score) for name in ("math", "code")]
         ["-o", "used", "--optimizer", "tpe"],
         ["--optimizer", "tpe", "--trials", "0"],
         ["--optimizer", "tpe", "--bounds", "1,0"],
-        ["--optimizer", "tpe", "--seed", "4294967296"],
+        ["--optimizer", "tpe", "--random-seed", "4294967296"],
         ["--grid", "0,nan"],
     ],
 )

@@ -64,7 +64,7 @@ def basis() -> None:
     show_default=True,
     help="Atoms per group: the same, or spread by what each gains.",
 )
-@click.option("--random-seed", type=int, default=0, show_default=True)
+@click.option("--random-seed", type=int, default=0, show_default=True, help="Of methods that draw.")
 @settings_option
 @click.option("--masks", help="Multiply every vector by its mask of this file first.")
 @base_option

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     help="tpe: a coefficient for every vector, by Optuna; needs '.[search]'.",
 )
 @click.option("--trials", type=int, help="With tpe: models to build and score. [default: 60]")
-@click.option("--seed", type=int, help="With tpe: of what is tried. [default: 0]")
+@click.option("--random-seed", "seed", type=int, help="With tpe: of what is tried. [default: 0]")
 @click.option("--bounds", help="With tpe: least and largest coefficient. [default: 0,1]")
 @click.option("-o", "--out", help="Write the model that was chosen.")
 @click.option("--replace", is_flag=True, help="Replace what stands at --out, whole.")
@@ -87,7 +87,7 @@ def search(
             raise _misplaced("--negate" if negate else "--grid", "grid")
         tune(start, found, tasks, Tuning.of(trials, seed, bounds), out, replace, engine)
         return
-    for option, value in (("--trials", trials), ("--seed", seed), ("--bounds", bounds)):
+    for option, value in (("--trials", trials), ("--random-seed", seed), ("--bounds", bounds)):
         if value is not None:
             raise _misplaced(option, "tpe")
     scales = _grid(grid)
