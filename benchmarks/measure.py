@@ -79,8 +79,9 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         The cost; exit code 127 when the command cannot be started.
     """
     stopwatch = Path(__file__).with_name("stopwatch.py")
-    variables = {**os.environ, **(environment or {})}
+    variables = dict(os.environ)
     variables.pop("PYTHONDONTWRITEBYTECODE", None)  # what pip installs comes with its bytecode
+    variables |= environment or {}
     ours, theirs = os.pipe()
     with tempfile.TemporaryFile() as printed, os.fdopen(ours, "rb") as report:
         watch = [sys.executable, "-I", "-S", str(stopwatch), str(theirs), *command]

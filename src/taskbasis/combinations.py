@@ -21,13 +21,16 @@ _BYTES = 64
 def combine_four(rows: Any, coefficients: Any, m: int, out: int, size: int) -> Any:
     """Put the sums ``m`` to ``m + 3`` of the first rows into ``rows[out]`` to ``rows[out + 3]``.
 
-    Coefficients are [sums, inputs], in the rows' type; ``size`` entries of each row are combined.
+    Coefficients are [sums, inputs], in the rows' type, both in C order; ``size`` entries of each
+    row are combined.
     """
     raise NotImplementedError
 
 
 @chosen_by_type(combine_four)
 def _combine_four_for(rows: Any, coefficients: Any, m: Any, out: Any, size: Any) -> Any:
+    if (rows.layout, coefficients.layout, rows.dtype) != ("C", "C", coefficients.dtype):
+        return None  # no such function: rows are found by their distance
     combined = _combining()
 
     def of_rows(rows: Any, coefficients: Any, m: Any, out: Any, size: Any) -> Any:

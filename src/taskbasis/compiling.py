@@ -7,10 +7,11 @@ headers, asks for help or mistypes a name never waits for it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, MutableMapping
-from functools import update_wrapper
+from collections.abc import Callable, Mapping, MutableMapping
+from functools import cache, update_wrapper
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar, cast
 
@@ -83,12 +84,33 @@ class _Loop:
                 import numba
 
                 options = {"nogil": True, "error_model": "numpy", **self._options}
+                names = self._function.__globals__
                 try:
                     self._compiled = numba.njit(cache=True, **options)(self._function)
+                    _tie(self._compiled, names)
                 except RuntimeError:  # neither the package's folder nor the user's takes a file
                     self._compiled = numba.njit(**options)(self._function)
-                _replace(self._function.__globals__)
+                _replace(names)
             return self._compiled
+
+
+def _tie(compiled: Any, names: Mapping[str, Any]) -> None:
+    """Have the cache look at the files of what a loop may call, too: numba looks at its own alone,
+    and would go on with what a function of another module was when the loop was compiled."""
+    file: Any = getattr(getattr(compiled, "_cache", None), "_cache_file", None)
+    if not hasattr(file, "_source_stamp"):
+        return
+    codes = (getattr(getattr(x, "__wrapped__", x), "__code__", None) for x in names.values())
+    stamps = {_stamp(code.co_filename) for code in codes if code is not None}
+    file._source_stamp = (file._source_stamp, *sorted(stamps))
+
+
+@cache
+def _stamp(path: str) -> tuple[str, int, int]:
+    found = Path(path)
+    if not found.exists():  # in an archive, say
+        return found.name, 0, 0
+    return found.name, found.stat().st_mtime_ns, found.stat().st_size
 
 
 def _replace(names: MutableMapping[str, Any]) -> None:

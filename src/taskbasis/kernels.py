@@ -280,7 +280,7 @@ def form(
         base: stored words, shape [n]; None when neither ``difference`` nor ``add_base``.
         words: stored words of the inputs, shape [inputs, n].
         difference: whether the inputs are weights whose base is to be subtracted.
-        coefficients: shape [outputs, inputs], of the type that is computed in.
+        coefficients: shape [outputs, inputs], in C order, of the type that is computed in.
         add_base: whether the outputs are weights.
         out: stored words, shape [outputs, n].
         scratch: as :func:`scratch_rows` says, of the type that is computed in.
@@ -317,7 +317,7 @@ def gram(
     >>> out.tolist()
     [[5.0, 0.0], [11.0, 25.0]]
     """
-    if words.shape[1]:
+    if words.size:
         _gram(words[0] if base is None else base, words, difference, scratch, out)
 
 
@@ -360,7 +360,7 @@ def mixed(
     >>> mixed(np.array([1.0, 2.0]), np.array([[3.0, 4.0]]), np.array([1.0, 10.0])).tolist()
     [31.0, 42.0]
     """
-    out = np.empty_like(first)
+    out = np.empty(first.shape)
     _mixed(first, rows, numbers, out)
     return out
 

@@ -16,8 +16,8 @@ from taskbasis.compiling import chosen_by_type, many_registers
 LANES = 16
 """Sums that are kept side by side: one register of AVX-512, two of AVX2, four of NEON."""
 
-_FEW = 4
-"""Pairs whose sums fit into the registers of other machines."""
+_MANY, _FEW = 16, 4
+"""Pairs whose sums in float32 fit into the registers of AVX-512, and of other machines."""
 
 
 def squares(rows: Any, a: int, b: int, size: int) -> Any:
@@ -77,9 +77,9 @@ def _summing(pairs: Sequence[tuple[int, int]], wide: bool = False) -> Callable[.
     from numba.core import cgutils
     from numba.extending import intrinsic
 
-    def groups(context: Any) -> list[Sequence[tuple[int, int]]]:
+    def groups(context: Any, bits: int) -> list[Sequence[tuple[int, int]]]:
         """Pairs that are summed in one loop: no more than there are registers for."""
-        count = len(pairs) if many_registers(context) else _FEW
+        count = (_MANY if many_registers(context) else _FEW) * 32 // bits
         near = sorted(pairs, key=lambda pair: (pair[0] // 2, pair[1] // 2))
         return [near[at : at + count] for at in range(0, len(pairs), count)]
 
@@ -129,7 +129,11 @@ def _summing(pairs: Sequence[tuple[int, int]], wide: bool = False) -> Callable[.
             found = [builder.extract_element(builder.load(place), int32(0)) for place in ends]
             return dict(zip(group, found, strict=True))
 
-        found = {pair: one for group in groups(context) for pair, one in sums(group).items()}
+        found = {
+            pair: one
+            for group in groups(context, total.bitwidth)
+            for pair, one in sums(group).items()
+        }
         return context.make_tuple(builder, signature.return_type, [found[pair] for pair in pairs])
 
     def folded(builder: Any, sums: Any) -> Any:

@@ -162,12 +162,7 @@ class TaskVector:
         Raises:
             HeaderError: the file is not a task vector.
         """
-        return cls.of_store(open_anywhere(path))
-
-    @classmethod
-    def of_store(cls, store: TensorStore) -> TaskVector:
-        """The task vector that is stored where ``store`` was opened; raises as :meth:`open`."""
-        return cls.of(Combination((Term(stored.vector_leaf(store)),)))
+        return cls.of(Combination((Term(stored.vector_leaf(open_anywhere(path))),)))
 
     def __add__(self, other: TaskVector | int) -> TaskVector:
         if isinstance(other, int) and other == 0:  # what sum() starts with

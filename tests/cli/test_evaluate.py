@@ -119,7 +119,16 @@ def test_search_gives_every_vector_its_own_coefficient(
             "0 trials try nothing",
         ),
         (
-            ["base", "math", "--tasks", "few_tasks:tasks", "--optimizer", "tpe", "--random-seed", "-1"],
+            [
+                "base",
+                "math",
+                "--tasks",
+                "few_tasks:tasks",
+                "--optimizer",
+                "tpe",
+                "--random-seed",
+                "-1",
+            ],
             "a seed of -1 draws nothing; use a number from 0 to 4294967295",
         ),
         (["base", "math", "--tasks", "few_tasks:tasks", "--grid", "0,0"], "names a scale twice"),

@@ -126,6 +126,33 @@ def test_loops_do_not_wait_for_blas_and_whoever_needs_it_has_it(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
 
 
+def test_a_change_in_another_module_is_seen(tmp_path: Path) -> None:
+    """What a loop calls is compiled into it, wherever it was written."""
+    stubs, loop = (
+        LOOPS.split("@jit()\ndef outer")[0],
+        """
+from stubs import half
+from taskbasis.compiling import jit
+
+
+@jit()
+def halved(x):
+    return half(x)
+""",
+    )
+    (tmp_path / "stubs.py").write_text(stubs)
+    (tmp_path / "loop.py").write_text(loop)
+    command = [sys.executable, "-c", "import loop; print(loop.halved(9))"]
+
+    def printed() -> str:
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    assert printed() == "4"
+    (tmp_path / "stubs.py").write_text(stubs.replace("x // 2", "x // 2 + 100"))
+    assert printed() == "104"
+
+
 @pytest.mark.parametrize(
     "words",
     [

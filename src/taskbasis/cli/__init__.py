@@ -42,7 +42,7 @@ VERBS = {
 }
 
 
-_COLLECT = (20_000, 20, 100)
+_COLLECT = (10_000, 10, 10)
 """Objects until rubbish is looked for: modules are no rubbish, and make most objects of a run."""
 
 

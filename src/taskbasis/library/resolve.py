@@ -14,7 +14,7 @@ from taskbasis.io.adapter import Adapter, is_adapter, open_adapter
 from taskbasis.io.remote import located, open_anywhere
 from taskbasis.library.basis import Basis
 from taskbasis.masks import Masks
-from taskbasis.recipe import Combination
+from taskbasis.recipe import Combination, Term
 from taskbasis.scores import Importance, Moments
 from taskbasis.vectors import Checkpoint, TaskVector
 
@@ -41,7 +41,9 @@ def open_vector(
     store = None if adapter else open_anywhere(spec)
     record = None if store is None else stored.decode(store)
     if store is not None and record is not None and record["kind"] == stored.VECTOR:
-        return _without(TaskVector.of_store(store), exclude)
+        # Not opened again: that would take as long as all else until work begins.
+        opened = TaskVector.of(Combination((Term(stored.vector_leaf(store)),)))
+        return _without(opened, exclude)
     if record is not None and record["kind"] != stored.BASIS:
         raise UsageError(f"{spec} is {stored.NAMES[record['kind']]}, not a task vector")
     if record is not None:

@@ -101,8 +101,8 @@ def leading(matrix: NDArray[Any], cutoff: Cutoff, seed: int = 0) -> Triplets:
     projection finds values that are a little too small where the next ones are nearly as large:
     of pure noise, values may be 1 in 50 too small and the error 3 in 1,000 too large. So an
     energy may take a few more triplets than needed; it is never missed. All products are summed
-    in float64, but for the first three turns where the matrix is in float32: those only say where
-    to look.
+    in float64, but for ``M S`` and the first three turns where the matrix is in float32: those
+    only say where to look.
 
     Values of at most ``2**-21`` of the largest are left out: rounding alone would decide them.
 
@@ -141,7 +141,7 @@ def _projected(matrix: NDArray[Any], total: float, count: int, seed: int) -> Tri
     """About the largest ``count`` triplets of a squared norm, from random directions."""
     width = matrix.shape[1]
     bits = draws(f"lora/{seed}/{width}", 0, count * width).reshape(count, width) >> 31
-    signs = 1.0 - 2.0 * bits.T
+    signs = 1 - 2 * bits.T.astype(np.int8)
     if matrix.dtype == np.float32 and _SMALLEST < total < _LARGEST:
         # What rounding adds to a direction the last turn takes away, as it does what was drawn.
         found = _orthonormal(matrix @ signs.astype(np.float32))
@@ -149,7 +149,7 @@ def _projected(matrix: NDArray[Any], total: float, count: int, seed: int) -> Tri
             found = _orthonormal(matrix @ _orthonormal(matrix.T @ found))
         found = _turned(matrix, found.astype(np.float64))
     else:
-        found = _orthonormal(_times(matrix, signs))
+        found = _orthonormal(_times(matrix, signs.astype(np.float64)))
         for _ in range(_POWER):
             found = _turned(matrix, found)
     u, s, rows = np.linalg.svd(_transposed_times(matrix, found).T, full_matrices=False)

@@ -69,7 +69,7 @@ def elect(
     _elect(
         rows,
         np.zeros(len(rows), np.float32) if cutoffs is None else cutoffs,
-        ballots.astype(kind),
+        np.sign(ballots).astype(kind) if vote == "frequency" else ballots.astype(kind),
         vote == "frequency",
         # Taking weights out again rounds, so a tie of values shows as a vote next to 0.
         2 * float(np.finfo(rows.dtype).eps) if unweighted and not powers_of_two else 0.0,

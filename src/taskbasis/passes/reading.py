@@ -117,12 +117,13 @@ def chunk(stretch: Stretch, plan: Plan, method: Method, with_deltas: bool = True
         ValueProblem: a value is not finite.
     """
     merge, cut, compute = stretch.merge, stretch.cut, stretch.rows.dtype
-    nothing = np.broadcast_to(compute.type(0), (plan.vectors, cut.stop - cut.start))
     factors = _factors(merge) if with_deltas and merge.factored else ()
     if factors:
         deltas = np.zeros((plan.vectors, 0), compute)
+    elif with_deltas:
+        deltas = widened(stretch)
     else:
-        deltas = widened(stretch) if with_deltas else nothing
+        deltas = np.broadcast_to(compute.type(0), (plan.vectors, cut.stop - cut.start))
     return Chunk(
         deltas,
         _scores(merge, cut, stretch.scratch),

@@ -112,7 +112,9 @@ def test_of_two_float32_vectors_the_exact_sum_elects(
                 total += x if yes else np.float32(0)
             share = sizes[agree].sum() if any(agree) else 1.0
             wanted = np.float32(np.float64(total) / share)
-        assert entry == wanted or abs(sum(votes)) < 1e-6 * max(map(abs, votes))
+        rounded = variant == "peft" and 0.3 in weights  # whose votes are products that were rounded
+        near = abs(sum(votes)) < 1e-6 * max(map(abs, votes))
+        assert entry == wanted or (rounded and near)
 
 
 def test_signs_may_be_counted_instead() -> None:
