@@ -123,7 +123,7 @@ def squares(row: NDArray[Any], kept: NDArray[np.bool_]) -> tuple[float, float]:
     return float(inside), float(whole)
 
 
-def count_upper(values: NDArray[np.float32], counts: NDArray[Any]) -> None:
+def count_upper(values: NDArray[np.float32], counts: NDArray[np.int64]) -> None:
     """Count magnitudes by the upper half of their bits, which is in their order.
 
     Equals ``counts += np.bincount(np.abs(values).view(np.uint32) >> 16, minlength=counts.size)``.
@@ -136,7 +136,7 @@ def count_upper(values: NDArray[np.float32], counts: NDArray[Any]) -> None:
     _count_upper(values, counts)
 
 
-def count_lower(values: NDArray[np.float32], upper: int, counts: NDArray[Any]) -> None:
+def count_lower(values: NDArray[np.float32], upper: int, counts: NDArray[np.int64]) -> None:
     """Count the numbers of one bin of :func:`count_upper` by the lower half of their bits.
 
     The sign is no part of a bin's number here, either.

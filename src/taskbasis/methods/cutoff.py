@@ -24,22 +24,17 @@ _INFINITE = 0x7F800000
 _SMALLEST, _LARGEST = (float(end) for end in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
 
 
-def _zeros(rows: NDArray[np.float32], bins: int) -> NDArray[Any]:
-    """Counts that hold any number of a row's entries, in as few bytes: they stay in the cache."""
-    return np.zeros((len(rows), bins), np.uint32 if rows.shape[1] < 1 << 32 else np.int64)
-
-
-def count_upper(rows: NDArray[np.float32]) -> NDArray[Any]:
+def count_upper(rows: NDArray[np.float32]) -> NDArray[np.int64]:
     """[T, 2^15]: how many of each row's magnitudes fall in each bin of upper halves."""
-    counts = _zeros(rows, _UPPER)
+    counts = np.zeros((len(rows), _UPPER), np.int64)
     for row, count in zip(rows, counts, strict=True):
         counting.count_upper(row, count)
     return counts
 
 
-def count_lower(rows: NDArray[np.float32], bins: Any) -> NDArray[Any]:
+def count_lower(rows: NDArray[np.float32], bins: Any) -> NDArray[np.int64]:
     """[T, 2^16]: the magnitudes of each row's own bin, by the lower half of their bits."""
-    counts = _zeros(rows, _LOWER)
+    counts = np.zeros((len(rows), _LOWER), np.int64)
     for row, (upper, _), count in zip(rows, bins, counts, strict=True):
         counting.count_lower(row, upper, count)
     return counts
@@ -81,7 +76,7 @@ def _locate(counts: NDArray[Any], rank: int) -> tuple[int, int]:
     return len(counts) - 1 - position, rank - before
 
 
-def count_rounded(rows: NDArray[np.float32]) -> NDArray[Any]:
+def count_rounded(rows: NDArray[np.float32]) -> NDArray[np.int64]:
     """[T, 2^15]: like :func:`count_upper`, of the numbers rounded to 8 significant bits."""
     return count_upper(_rounded(rows).view(np.float32))
 

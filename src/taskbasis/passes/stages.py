@@ -70,9 +70,7 @@ def run_stages(plan: Plan, method: Method, members: Sequence[int], engine: Engin
             if group in totals:
                 totals[group] += partial
             else:
-                # Our own, since the next ones are added in place, and with room for all counts.
-                kind = np.int64 if np.asarray(partial).dtype.kind == "u" else None
-                totals[group] = np.array(partial, kind)
+                totals[group] = np.array(partial)  # our own: the next ones are added in place
             left[group] -= 1
             if not left[group]:  # so that few sums are held at once
                 known = found.alike(scope, group)
