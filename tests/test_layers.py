@@ -90,7 +90,7 @@ INSIDE_FUNCTIONS = {
     "rich": {"progress"},
     "ml_dtypes": {"io.dtypes"},
     "numba": {"combinations", "compiling", "lanes", "philox"},
-    "llvmlite": {"combinations", "lanes", "philox"},
+    "llvmlite": {"combinations", "compiling", "lanes", "philox"},
 }
 """What may be imported inside a function, and by which modules only (None: any)."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-from taskbasis.compiling import chosen_by_type, many_registers
+from taskbasis.compiling import chosen_by_type, many_registers, spread
 
 SUMS = 4
 """How many are made at once."""
@@ -81,21 +81,13 @@ def _combining() -> Any:
                 start = row(table, loop.index, width)
                 pieces = [builder.load(place(start, v), align=align) for v in range(count)]
                 for factor, parts in zip(factors, sums, strict=True):
-                    by = spread(builder.load(builder.gep(factor, [loop.index])), kind)
+                    by = spread(builder, builder.load(builder.gep(factor, [loop.index])), kind)
                     for piece, part in zip(pieces, parts, strict=True):
                         term = builder.fmul(by, piece)
                         builder.store(builder.fadd(builder.load(part), term), part)
             for start, parts in zip(totals, sums, strict=True):
                 for v, part in enumerate(parts):
                     builder.store(builder.load(part), place(start, v), align=align)
-
-        def spread(value: Any, kind: Any) -> Any:
-            if not isinstance(kind, ir.VectorType):
-                return value
-            number = ir.IntType(32)
-            first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, number(0))
-            everywhere = ir.Constant(ir.VectorType(number, kind.count), None)
-            return builder.shuffle_vector(first, first, everywhere)
 
         stride = ir.Constant(size.type, lanes * vectors)
         whole = builder.mul(builder.udiv(size, stride), stride)

@@ -65,6 +65,22 @@ def many_registers(context: Any) -> bool:
     return "+avx512f" in context.codegen().magic_tuple()[2]
 
 
+def spread(builder: Any, value: Any, kind: Any) -> Any:
+    """A number in every place of an LLVM vector of a kind; the number itself of any other kind.
+
+    Args:
+        builder: llvmlite's, of the function that an intrinsic becomes.
+    """
+    from llvmlite import ir
+
+    if not isinstance(kind, ir.VectorType):
+        return value
+    number = ir.IntType(32)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, number(0))
+    everywhere = ir.Constant(ir.VectorType(number, kind.count), None)
+    return builder.shuffle_vector(first, first, everywhere)
+
+
 class _Loop:
     """Stands for a compiled function until one of its module is called."""
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from taskbasis.compiling import chosen_by_type, jit, many_registers
+from taskbasis.compiling import chosen_by_type, jit, many_registers, spread
 
 BLOCK = 1 << 14
 """Words of 32 bits that share all of a counter but its lowest part."""
 
 _COUNTERS = BLOCK // 8
-"""A counter gives four words of 64 bits."""
+"""Counters that make a block: each gives eight of its words."""
 
 _AT_ONCE = 128
 """Words of 32 bits that are made at once, of sixteen counters."""
@@ -65,11 +65,6 @@ def _encrypting() -> Any:
             target = builder.gep(array.data, [builder.add(place, long(8 * first))])
             builder.store(words, builder.bitcast(target, words.type.as_pointer()), align=4)
         return context.get_dummy_value()
-
-    def spread(builder: Any, value: Any, kind: Any) -> Any:
-        first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, int32(0))
-        everywhere = ir.Constant(ir.VectorType(int32, kind.count), None)
-        return builder.shuffle_vector(first, first, everywhere)
 
     def rounds(builder: Any, at: Any, key: Any, other_key: Any) -> Sequence[Any]:
         """The four words of 64 bits of every counter."""

@@ -289,7 +289,7 @@ def test_gram_against_a_dense_one(kinds: tuple[str, str], difference: bool) -> N
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_product_does_not_depend_on_the_other_rows(dtype: type) -> None:
-    """Rows are taken two by two; which two must not show, not in the last bit."""
+    """Rows are taken four by four; which four must not show, not in the last bit."""
     rows = np.random.default_rng(0).standard_normal((7, 2 * kernels.BLOCK + 77)).astype(dtype)
 
     def gram(chosen: list[int]) -> NDArray[np.float64]:
